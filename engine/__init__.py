@@ -1,0 +1,3 @@
+"""Open-set landmark recognition: from photos to a ranked, validated submission."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,364 @@
+"""The command line: thin commands over `engine.pipeline`, imported when a command runs so that --help is quick."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine import __version__
+from engine.core.errors import EngineError
+
+app = typer.Typer(
+    name="engine",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Open-set landmark recognition: photos and CSVs in, a ranked and validated submission out.",
+    epilog="Start with [bold]engine demo[/bold], or [bold]engine train-zoo --data FOLDER --run runs/first[/bold].",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show the configurations that ship, or write one to edit.")
+app.add_typer(config_app, name="config")
+
+INTERRUPTED = 130
+_state = {"debug": False}
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder with train.csv, test.csv, train_nonlandmark.csv and the photos.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder that everything is made in; reused when it is there.")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="cpu, gpu, tiny, or a TOML file. [default: the run's own, or cpu]")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force-new", help="Train anew what was made from other settings, instead of refusing.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+PrevalenceOption = Annotated[
+    float | None,
+    typer.Option("--prevalence", help="Share of queries with a known landmark that the GAP is to stand for, 0..1."),
+]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"landmark-engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    _state["debug"] = debug
+
+
+@app.command("train-zoo", epilog="Example: engine train-zoo --config cpu --data photos --run runs/first")
+def train_zoo(
+    run: RunOption,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    device: DeviceOption = None,
+    force_new: ForceOption = False,
+) -> None:
+    """Train every member of the zoo and the gate, fold by fold; what is finished is not done again."""
+    from engine import pipeline
+    from engine.console import ConsoleProgress
+
+    progress = ConsoleProgress()
+    pipeline.train_zoo(_request(run, data, config, settings, device, force_new=force_new), progress)
+    progress.say(f"next: engine stack --oof --run {run}")
+
+
+@app.command(epilog="Example: engine stack --oof --run runs/first")
+def stack(
+    run: RunOption,
+    oof: Annotated[
+        bool, typer.Option("--oof", help="Also cross-validate: out-of-fold answers and the leaderboard.")
+    ] = False,
+    prevalence: PrevalenceOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge the members' candidates into one calibrated answer per query."""
+    from engine import pipeline
+    from engine.console import ConsoleProgress
+
+    progress = ConsoleProgress()
+    request = _request(run, None, None, settings, None, prevalence=prevalence)
+    pipeline.stack(request, progress, cross_validate=oof)
+    if oof:
+        _show_leaderboard(run, as_json=as_json)
+    progress.say(f"next: engine submit --run {run}")
+
+
+@app.command(epilog="Example: engine leaderboard --run runs/first --json")
+def leaderboard(run: RunOption, as_json: JsonOption = False) -> None:
+    """Show the cross-validated GAP of every member, their mean, and the stack."""
+    _show_leaderboard(run, as_json=as_json)
+
+
+@app.command(epilog="Example: engine submit --run runs/first")
+def submit(
+    run: RunOption,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave test photos that cannot be read without an answer.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write RUN/submission.csv, one row per test photo, and check it."""
+    from engine import pipeline
+    from engine.console import ConsoleProgress
+
+    path, report = pipeline.submit(run, ConsoleProgress(), allow_missing=allow_missing)
+    _show_report(path, report, as_json=as_json)
+
+
+@app.command(epilog="Example: engine cv --data photos --run runs/first")
+def cv(
+    data: DataOption = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The run to use or make. [default: runs/cv-demo]")] = None,
+    config: ConfigOption = None,
+    prevalence: PrevalenceOption = None,
+    settings: SetOption = None,
+    device: DeviceOption = None,
+    force_new: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Cross-validate the whole job: train what is missing, stack, show GAP with an interval. No --data: the demo's."""
+    from engine import pipeline
+    from engine.console import ConsoleProgress
+
+    progress = ConsoleProgress()
+    if data is None and run is None:
+        data, run, config = pipeline.demo_inputs(Path("runs/cv-demo"), config, progress)
+    request = _request(
+        run or Path("runs/cv"), data, config, settings, device, prevalence=prevalence, force_new=force_new
+    )
+    pipeline.train_zoo(request, progress)
+    pipeline.stack(request, progress, cross_validate=True)
+    _show_leaderboard(request.run, as_json=as_json)
+    progress.say(f"next: engine submit --run {request.run}")
+
+
+@app.command(epilog="Example: engine demo --run runs/demo")
+def demo(
+    run: RunOption = Path("runs/demo"),
+    config: Annotated[
+        str | None, typer.Option("--config", help="A preset or a TOML file. [default: demo, or demo-scratch]")
+    ] = None,
+    settings: SetOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a small competition, train, stack, submit, and score the submission against its own truth."""
+    from dataclasses import asdict
+
+    from engine import pipeline
+    from engine.console import ConsoleProgress, print_json, stdout
+
+    progress = ConsoleProgress()
+    data, run, config = pipeline.demo_inputs(run, config, progress)
+    request = _request(run, data, config, settings, device)
+    pipeline.train_zoo(request, progress)
+    pipeline.stack(request, progress, cross_validate=True)
+    path, _ = pipeline.submit(run, progress)
+    score = pipeline.score(path, pipeline.demo_solution(run))
+    if as_json:
+        print_json(asdict(score) | {"submission": str(path), "run": str(run), "data": str(data)})
+        return
+    _show_leaderboard(run, as_json=False)
+    stdout().print(_score_text(score), markup=False)
+    for what, where in (("photos", data), ("run", run), ("submission", path)):
+        stdout().print(f"{what + ':':<12}{where}", markup=False)
+    progress.say("next: engine train-zoo --data FOLDER --run runs/first, with photos of your own")
+
+
+@app.command("check-submission", epilog="Example: engine check-submission runs/first/submission.csv --data photos")
+def check_submission(
+    file: Annotated[Path, typer.Argument(help="The CSV file, id,landmarks.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Compare with this folder's test.csv and train.csv.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a submission: every test id once, finite confidences, known landmarks; exit code 5 when it is not so."""
+    from engine import pipeline
+
+    _show_report(file, pipeline.check_file(file, data), as_json=as_json)
+
+
+@app.command(epilog="Example: engine score runs/first/submission.csv solution.csv")
+def score(
+    file: Annotated[Path, typer.Argument(help="The submission, id,landmarks.")],
+    solution: Annotated[Path, typer.Argument(help="The truth, id,landmarks; empty where there is no landmark.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Score a submission against a solution: exact GAP with a bootstrap interval."""
+    from dataclasses import asdict
+
+    from engine import pipeline
+    from engine.console import print_json, stdout
+
+    result = pipeline.score(file, solution)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        stdout().print(_score_text(result), markup=False)
+
+
+@app.command(epilog="Example: engine check --data photos")
+def check(
+    data: Annotated[Path, typer.Option("--data", help="Folder with train.csv and the photos.")],
+    config: Annotated[str, typer.Option("--config", help="Whose limits to use.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Read every photo and CSV of a data folder and list what cannot be used; exit code 3 when there is."""
+    from engine import pipeline
+    from engine.console import ConsoleProgress, print_json, print_table
+
+    summary, bad = pipeline.check_data(data, config, ConsoleProgress())
+    if as_json:
+        print_json(summary | {"bad": bad})
+    else:
+        print_table(str(data), ("what", "count"), [(key, str(value)) for key, value in summary.items()])
+        if bad:
+            print_table(
+                "cannot be used", ("photo", "reason"), [(row["path"] or row["id"], row["reason"]) for row in bad]
+            )
+    if bad:
+        raise typer.Exit(3)
+
+
+@config_app.command("show", epilog="Example: engine config show cpu > mine.toml")
+def config_show(name: Annotated[str, typer.Argument(help="cpu, gpu, demo, tiny, or a TOML file.")] = "cpu") -> None:
+    """Print a configuration as it ships, with its comments."""
+    from engine.core.config import load_config, resolve_toml
+
+    load_config(name)
+    typer.echo(resolve_toml(name, "engine.presets", what="preset").read_text(encoding="utf-8"), nl=False)
+
+
+@config_app.command("init", epilog="Example: engine config init mine.toml --from cpu")
+def config_init(
+    file: Annotated[Path, typer.Argument(help="The TOML file to write.")] = Path("engine.toml"),
+    source: Annotated[str, typer.Option("--from", help="The preset to start from.")] = "cpu",
+) -> None:
+    """Write a preset to a file of your own to edit; an existing file is left alone."""
+    from engine.core.config import resolve_toml
+    from engine.core.errors import ConfigError
+    from engine.core.storage import write_text
+
+    if file.exists():
+        raise ConfigError(f"{file}: exists already", hint="choose another name, or remove it first")
+    write_text(file, resolve_toml(source, "engine.presets", what="preset").read_text(encoding="utf-8"))
+    typer.echo(f"{file} written; next: engine train-zoo --config {file} --data FOLDER --run runs/first", err=True)
+
+
+def _request(
+    run: Path,
+    data: Path | None,
+    config: str | None,
+    settings: list[str] | None,
+    device: str | None,
+    *,
+    prevalence: float | None = None,
+    force_new: bool = False,
+) -> Any:
+    from engine.core.config import parse_settings
+    from engine.pipeline import RunRequest
+
+    changes = parse_settings(settings or [])
+    if device is not None:
+        changes["device"] = device
+    if prevalence is not None:
+        changes["validation.prevalence"] = prevalence
+    return RunRequest(run, data, config, changes, force_new)
+
+
+def _show_leaderboard(run: Path, *, as_json: bool) -> None:
+    from engine import pipeline
+    from engine.console import print_json, print_table
+
+    board = pipeline.read_leaderboard(run)
+    if as_json:
+        print_json(board["rows"])
+        return
+    rows = [
+        (row["name"], row["kind"], f"{row['gap']:.4f}", f"{row['gap_low']:.4f} .. {row['gap_high']:.4f}",
+         f"{row['fit_seconds']:.0f}")
+        for row in board["rows"]
+    ]  # fmt: skip
+    print_table(board["title"], ("name", "kind", "GAP", board["interval"], "fit s"), rows)
+    for note in board["notes"]:
+        typer.echo(note)
+
+
+def _show_report(path: Path, report: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from engine.console import print_json, stdout
+
+    if as_json:
+        print_json(asdict(report) | {"file": str(path)})
+        return
+    lowest = "-" if report.lowest is None else f"{report.lowest:.3g} .. {report.highest:.3g}"
+    stdout().print(
+        f"{path}: valid, {report.rows} rows, {report.answered} answered, {report.landmarks} landmarks, "
+        f"confidence {lowest}",
+        markup=False,
+    )
+    if report.tied:
+        typer.echo(f"notice: {report.tied} answers share a confidence with another; ties are ranked by id", err=True)
+    if not report.answered:
+        typer.echo("NOTICE: no query is answered; this file scores 0", err=True)
+
+
+def _score_text(score: Any) -> str:
+    return (
+        f"GAP {score.gap:.4f} (95 % interval {score.gap_low:.4f} .. {score.gap_high:.4f}), {score.queries} queries, "
+        f"{score.with_landmark} with a landmark, {score.answered} answered, {score.correct} right"
+    )
+
+
+def main() -> None:
+    """The `engine` command: errors become one clear message and their exit code."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `engine … | head` ends like any other tool
+    try:
+        app()
+    except EngineError as error:
+        _fail(error, str(error.message), error.hint, error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(error, "interrupted; what was finished is kept", "run the same command again to go on", INTERRUPTED)
+    except MemoryError as error:
+        _fail(error, "out of memory", "use fewer or smaller members, or a machine with more", 6)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours, said in one line
+        _fail(error, f"{type(error).__name__}: {error}", "this is a fault of the engine; --debug shows where", 1)
+
+
+def _fail(error: BaseException, message: str, hint: str | None, code: int) -> None:
+    if _state["debug"]:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - stderr is for talk
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

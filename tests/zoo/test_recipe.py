@@ -1,0 +1,76 @@
+"""A recipe says everything about a member, and a mistake in it is found before any photo is read."""
+
+import pytest
+from pydantic import ValidationError
+
+from engine.core.config import MemberConfig, named_toml_files
+from engine.core.errors import ConfigError
+from zoo.recipe import BackboneConfig, load_recipe, member_recipe
+
+SHIPPED = sorted(named_toml_files("zoo.recipes"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_shipped_recipe_is_read_under_the_name_of_its_file(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.summary
+
+
+def test_a_recipe_of_ones_own_is_read_by_its_path(tmp_path):
+    path = tmp_path / "my recipe é.toml"
+    path.write_text('name = "mine"\n[backbone]\nname = "test_resnet"\nweights = "random"\n', encoding="utf-8")
+    recipe = load_recipe(str(path))
+    assert (recipe.name, recipe.backbone.name, recipe.train.epochs) == ("mine", "test_resnet", 8)
+
+
+def test_an_unknown_recipe_is_named_with_its_neighbours():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'tiny-frozn' — did you mean 'tiny-frozen'"):
+        load_recipe("tiny-frozn")
+
+
+def test_an_unknown_key_is_named_with_its_neighbours():
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch' — did you mean 'epochs'"):
+        load_recipe("tiny-frozen", {"train.epoch": 3})
+
+
+def test_every_bad_value_is_shown_at_once():
+    bad = {"train.lr": -1, "input.size": 8, "head.norm": "layer", "augment.scale": [0, 1], "input.views": []}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("tiny-frozen", bad)
+    for key in ("train.lr", "input.size", "head.norm", "augment.scale", "input.views"):
+        assert key in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a\nb", "x" * 65])
+def test_a_name_that_could_be_a_path_is_refused(name):
+    with pytest.raises(ConfigError, match="name"):
+        load_recipe("tiny-frozen", {"name": name})
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [{"weights": "file"}, {"weights": "package"}, {"weights": "random", "source": "x"}, {"source": "x"}],
+)
+def test_a_source_goes_with_a_file_or_a_package_only(backbone):
+    with pytest.raises(ValidationError, match="source"):
+        BackboneConfig(name="test_resnet", **backbone)
+
+
+def test_settings_change_single_keys_and_leave_the_rest():
+    plain, changed = load_recipe("tiny-scratch"), load_recipe("tiny-scratch", {"train.epochs": 7, "head.cosine": True})
+    assert (changed.train.epochs, changed.head.cosine) == (7, True)
+    assert changed.backbone == plain.backbone
+    assert changed.train.lr == plain.train.lr
+
+
+def test_a_member_may_bear_another_name_than_its_recipe():
+    member = MemberConfig(recipe="tiny-scratch", name="twin", set={"train.epochs": 3})
+    recipe = member_recipe(member)
+    assert (recipe.name, recipe.train.epochs) == ("twin", 3)
+    assert member_recipe(MemberConfig(recipe="tiny-scratch")).name == "tiny-scratch"
+
+
+def test_a_recipe_cannot_be_changed_behind_the_manifests_back():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe("tiny-scratch").name = "other"

@@ -1,0 +1,1 @@
+"""Images to candidates: every member, whatever it is, ends in the same table."""

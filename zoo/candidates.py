@@ -1,0 +1,141 @@
+"""Logits to the project's one table: the best K landmarks per query, and a few numbers per query.
+
+Nothing of size queries x landmarks outlives one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zoo.sources import Rows, Source
+
+FEATURES = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
+BATCH = 64  # photos per forward pass: larger ones gain nothing on two cores and little on a GPU at 224 px
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The best K classes of each query.
+
+    Attributes:
+        scores: float32 [Q, K] probabilities, descending.
+        classes: int64 [Q, K] positions among the member's landmarks.
+        features: float32 [Q, 6], columns as in `FEATURES`.
+    """
+
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    source: Source,
+    rows: Rows,
+    *,
+    landmarks: int,
+    keep: int,
+    accelerator: Accelerator,
+    mixed: bool,
+) -> Predictions:
+    """Score some photos; logits and embeddings are averaged over the source's views.
+
+    Args:
+        model: with `embed` (batch -> [B, D]) and `head` ([B, D] -> logits [B, C]); in evaluation mode.
+        source: gives the views of each batch.
+        rows: the queries.
+        landmarks: L; a class behind them is 'none of them'.
+        keep: K, at most L.
+        accelerator: device and precision.
+        mixed: whether the model runs in the accelerator's precision.
+    """
+    parts = []
+    for views in source.view_batches(rows, batch_size=BATCH):
+        with accelerator.autocast() if mixed else nullcontext():
+            embeddings = [model.embed(view) for view in views]  # type: ignore[operator] # a module's own method
+            logits = [model.head(embedding) for embedding in embeddings]  # type: ignore[operator]
+        parts.append(summarise(_mean(logits), _mean(embeddings), landmarks=landmarks, keep=keep))
+    return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.float() for tensor in tensors]).mean(dim=0)
+
+
+def summarise(
+    logits: Tensor, embeddings: Tensor, *, landmarks: int, keep: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """The best K of each row of logits [B, C], and `FEATURES` [B, 6].
+
+    The probabilities are over all C classes, 'none of them' included, so a photo of nothing has low scores throughout.
+    """
+    probability = logits.softmax(dim=1)  # [B, C]
+    top, classes = probability[:, :landmarks].topk(min(max(keep, 2), landmarks), dim=1)  # two even for the margin alone
+    runner_up = top[:, 1] if landmarks > 1 else torch.zeros_like(top[:, 0])
+    entropy = -(probability * probability.clamp_min(1e-12).log()).sum(dim=1)
+    none = probability[:, landmarks:].sum(dim=1)
+    columns = [top[:, 0], top[:, 0] - runner_up, entropy, logits.logsumexp(dim=1), embeddings.norm(dim=1), none]
+    features = torch.stack(columns, dim=1)  # [B, 6]
+    return top[:, :keep].cpu().numpy(), classes[:, :keep].cpu().numpy(), features.cpu().numpy()
+
+
+def candidate_table(
+    predictions: Predictions, *, member: str, queries: Sequence[str], landmarks: Sequence[str]
+) -> pd.DataFrame:
+    """Predictions as rows of the candidates table."""
+    count = predictions.scores.shape[1]
+    return pd.DataFrame(
+        {
+            "member": member,
+            "query": np.repeat(np.asarray(queries, dtype=object), count),
+            "landmark_id": np.asarray(landmarks, dtype=object)[predictions.classes.ravel()],
+            "score": predictions.scores.ravel(),
+            "rank": np.tile(np.arange(1, count + 1, dtype=np.int16), len(queries)),
+        }
+    )
+
+
+def feature_table(predictions: Predictions, *, member: str, queries: Sequence[str]) -> pd.DataFrame:
+    """Predictions' numbers per query as rows of the query features table."""
+    frame = pd.DataFrame(predictions.features, columns=list(FEATURES))
+    frame.insert(0, "query", np.asarray(queries, dtype=object))
+    frame.insert(0, "member", member)
+    return frame
+
+
+def mean_candidates(tables: Iterable[pd.DataFrame], *, knows: pd.Series, member: str, keep: int) -> pd.DataFrame:
+    """Merge the fold models' candidates for the test set: the mean over the models that know the landmark.
+
+    A landmark whose few photos all lie in one fold is unknown to that fold's model; counting its silence as a zero
+    would hold rare landmarks down.
+
+    Args:
+        tables: one candidates table per fold model.
+        knows: landmark_id -> how many of the models know it.
+        member: the member's name.
+        keep: K.
+    """
+    rows = pd.concat(tables, ignore_index=True).astype({"score": np.float64})  # else the sum depends on the order
+    mean = rows.groupby(["query", "landmark_id"], sort=True)["score"].sum().reset_index()
+    mean["score"] = (mean["score"] / mean["landmark_id"].map(knows).to_numpy(np.float64)).astype(np.float32)
+    mean = mean.sort_values(["query", "score", "landmark_id"], ascending=[True, False, True], ignore_index=True)
+    mean["rank"] = mean.groupby("query").cumcount() + 1
+    kept = mean[mean["rank"] <= keep].reset_index(drop=True)
+    kept.insert(0, "member", member)
+    return kept.astype({"rank": np.int16})
+
+
+def mean_features(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Merge the fold models' numbers per query: their mean."""
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.groupby(["member", "query"], sort=True).mean().reset_index()

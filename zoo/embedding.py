@@ -1,0 +1,107 @@
+"""Frozen backbones: each photo is embedded once, for all folds and every member that shares the backbone.
+
+`embeddings/<key>/<shard>.npy` holds float16 [n, V, D] for up to `SHARD` photos in catalog order; a shard is an
+artifact of its own, so an interrupted run goes on at the shard it was at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from engine.core.config import flatten
+from engine.core.interrupt import StopRequest
+from engine.core.progress import Advance, Progress
+from engine.core.runs import Run
+from engine.core.storage import atomic_path, sha256_json
+from zoo.network import Embedder, fold_batch_norms
+from zoo.recipe import Recipe
+from zoo.sources import PhotoSource
+from zoo.weights import build_backbone, weights_content
+
+SHARD = 2048  # photos: a minute of two cores at 224 px, the most that an interruption costs
+BATCH = 16  # photos per forward pass; larger batches leave the cache of a CPU and were slower there
+VERSION = 1
+
+
+def embedding_key(recipe: Recipe) -> str:
+    """The folder of a recipe's embeddings: readable, and equal for recipes that share backbone and input."""
+    return f"{recipe.backbone.name}-{recipe.input.size}-{sha256_json(_made_from(recipe))[:8]}"
+
+
+def _made_from(recipe: Recipe) -> dict[str, Any]:
+    return flatten(recipe.backbone, "backbone") | flatten(recipe.input, "input") | weights_content(recipe.backbone)
+
+
+def embed_photos(
+    run: Run,
+    recipe: Recipe,
+    source: PhotoSource,
+    hashes: Sequence[str],
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    stop: StopRequest,
+) -> NDArray[np.float16]:
+    """Embed every photo in every view, shard by shard; shards that are whole and fresh are not made again.
+
+    Args:
+        run: where the shards go.
+        recipe: of a frozen member.
+        source: its photos.
+        hashes: SHA-256 of each photo, what a shard is made from.
+        accelerator: device and precision.
+        progress: told of each batch.
+        stop: looked at after each shard.
+
+    Returns:
+        float16 [N, V, D] in the order of the photos.
+
+    Raises:
+        KeyboardInterrupt: when asked to stop; finished shards are kept.
+    """
+    key, made_from = embedding_key(recipe), _made_from(recipe) | {"version": VERSION}
+    embedder: Embedder | None = None
+    shards = []
+    with progress.task(f"embed {key}", len(hashes), "photo") as advance:
+        for start in range(0, len(hashes), SHARD):
+            rows = np.arange(start, min(start + SHARD, len(hashes)))
+            name = f"embeddings/{key}/{start // SHARD:05d}.npy"
+            inputs = made_from | {"photos": sha256_json(list(hashes[rows[0] : rows[-1] + 1]))}
+            if run.is_fresh(name, inputs):
+                advance(len(rows), "")
+            else:
+                if embedder is None:
+                    embedder = _frozen_embedder(recipe, accelerator.device)
+                shard = _embed_rows(embedder, source, rows, accelerator, advance)
+                with atomic_path(run.path(name)) as temporary, temporary.open("wb") as handle:
+                    np.save(handle, shard)
+                run.record(name, kind="embeddings", version=VERSION, inputs=inputs)
+                if stop.requested:
+                    raise KeyboardInterrupt
+            shards.append(np.load(run.path(name), mmap_mode="r"))
+    return np.concatenate(shards)
+
+
+def _frozen_embedder(recipe: Recipe, device: torch.device) -> Embedder:
+    torch.manual_seed(0)  # of random weights: every process that adds a shard must draw the same ones
+    backbone = build_backbone(recipe.backbone).eval().requires_grad_(requires_grad=False)
+    return Embedder(fold_batch_norms(backbone, recipe.input.size)).to(memory_format=torch.channels_last).to(device)
+
+
+@torch.inference_mode()
+def _embed_rows(
+    embedder: Embedder, source: PhotoSource, rows: NDArray[np.int64], accelerator: Accelerator, advance: Advance
+) -> NDArray[np.float16]:
+    parts = []
+    for views in source.view_batches(rows, batch_size=BATCH):
+        with accelerator.autocast():
+            stacked = torch.stack([embedder(view).float() for view in views], dim=1)  # [B, V, D]
+        parts.append(stacked.cpu().numpy().astype(np.float16))
+        advance(len(views[0]), "")
+    return np.concatenate(parts)

@@ -1,0 +1,361 @@
+"""A member from recipe to candidates: train each fold's model, score its held-out fold and the test set, merge.
+
+In a run:
+
+    zoo/<member>/fold<k>/weights.safetensors, metrics.jsonl, state/     the model, and how it came about
+    zoo/<member>/fold<k>/{oof,test}.parquet, {oof,test}.queries.parquet   its scores
+    scores/<member>.{oof,test}.parquet, .queries.parquet                  the member's scores, all folds merged
+
+A task is (recipe, fold) and depends on nothing but the recipe, the photos and the folds, so tasks may run anywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import nn
+
+from engine.core.config import flatten
+from engine.core.errors import ArtifactError
+from engine.core.gap import score_answers
+from engine.core.interrupt import StopRequest
+from engine.core.progress import Progress
+from engine.core.runs import Run
+from engine.core.storage import sha256_json, write_bytes
+from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
+from zoo.candidates import (
+    BATCH,
+    Predictions,
+    candidate_table,
+    feature_table,
+    mean_candidates,
+    mean_features,
+    predict,
+)
+from zoo.checkpoints import clear_checkpoints
+from zoo.embedding import embed_photos
+from zoo.network import FrozenNetwork, Head, NeighbourHead, Network, train_mode, trains_faster_mixed
+from zoo.photos import Photos
+from zoo.recipe import Recipe
+from zoo.sources import EmbeddingSource, PhotoSource, Rows, Source
+from zoo.training import Session, TrainingSet, train
+from zoo.weights import weights_content
+
+VERSION = 1  # of what is written here; raised when a change of code changes results
+TRAIN_ZOO = "engine train-zoo"
+Part = Literal["oof", "test"]
+NOT_IN_FOLDS = -1  # the fold of a test photo
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSet:
+    """The usable photos of a run, one element per photo, in catalog order.
+
+    Attributes:
+        ids: photo ids, [N].
+        paths: their files.
+        hashes: SHA-256 of each file.
+        landmarks: landmark ids; empty text for photos without one, and for test photos.
+        folds: 0 … F-1, or `NOT_IN_FOLDS` for test photos.
+    """
+
+    ids: NDArray[np.object_]
+    paths: list[Path]
+    hashes: list[str]
+    landmarks: NDArray[np.object_]
+    folds: NDArray[np.int64]
+
+    @classmethod
+    def from_tables(cls, photos: pd.DataFrame, folds: pd.DataFrame, data: Path) -> PhotoSet:
+        """Lay usable catalog rows and their folds side by side."""
+        fold = photos["id"].map(folds.set_index("id")["fold"]).fillna(NOT_IN_FOLDS)
+        return cls(
+            ids=photos["id"].to_numpy(object),
+            paths=[data / path for path in photos["path"]],
+            hashes=photos["sha256"].tolist(),
+            landmarks=photos["landmark_id"].fillna("").to_numpy(object),
+            folds=fold.to_numpy(np.int64),
+        )
+
+    @cached_property
+    def training_digest(self) -> str:
+        """What every training is made from: the training photos, their labels and folds."""
+        rows = np.flatnonzero(self.folds != NOT_IN_FOLDS)
+        return sha256_json([[self.hashes[row], self.landmarks[row], int(self.folds[row])] for row in rows])
+
+    def rows_of(self, part: Part, fold: int) -> Rows:
+        """The photos that a fold's model scores: its held-out fold, or the test set."""
+        return np.flatnonzero(self.folds == (fold if part == "oof" else NOT_IN_FOLDS))
+
+    def training_rows(self, fold: int, *, negatives: bool) -> Rows:
+        """The photos that a fold's model learns from."""
+        inside = (self.folds != fold) & (self.folds != NOT_IN_FOLDS)
+        return np.flatnonzero(inside if negatives else inside & (self.landmarks != ""))
+
+    def known_landmarks(self, fold: int) -> list[str]:
+        """The landmarks in a fold's training part, sorted: the classes of its model."""
+        return sorted(set(self.landmarks[self.training_rows(fold, negatives=False)]))
+
+    @property
+    def fold_count(self) -> int:
+        """F."""
+        return int(self.folds.max()) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Where and how members are trained.
+
+    Attributes:
+        run: where everything goes.
+        photos: what everything is made from.
+        accelerator: device and precision.
+        progress: told of what is going on.
+        stop: looked at between steps.
+        seed: of everything random.
+        max_pixels: limit of the photo reader.
+        workers: decoding processes.
+        force_new: make finished work of other settings anew instead of refusing.
+    """
+
+    run: Run
+    photos: PhotoSet
+    accelerator: Accelerator
+    progress: Progress
+    stop: StopRequest
+    seed: int
+    max_pixels: int
+    workers: int
+    force_new: bool = False
+
+
+def run_member(context: Context, recipe: Recipe) -> None:
+    """Bring a member to its merged scores; whatever is finished and fresh is not done again.
+
+    Raises:
+        ArtifactError: when finished work was made from other settings and `force_new` is not set.
+        EngineError: when training fails.
+        KeyboardInterrupt: when asked to stop; what is finished is kept.
+    """
+    member = _Member(context, recipe)
+    for fold in range(context.photos.fold_count):
+        member.train_fold(fold)
+        for part in ("oof", "test"):
+            member.score_fold(fold, part)
+    merge_folds(context, recipe)
+
+
+class _Member:
+    """A recipe in a context; photos and embeddings are made ready when first needed."""
+
+    def __init__(self, context: Context, recipe: Recipe) -> None:
+        self.context, self.recipe = context, recipe
+        self.folder = f"zoo/{recipe.name}"
+
+    @cached_property
+    def photo_source(self) -> PhotoSource:
+        context, given = self.context, self.recipe.input
+        photos = Photos(context.photos.paths, size=given.size, fit=given.fit, max_pixels=context.max_pixels)
+        device = context.accelerator.device
+        return PhotoSource(photos, self.recipe.augment, given.views, context.seed, device, context.workers)
+
+    @cached_property
+    def source(self) -> Source:
+        """Photos, or for a frozen backbone their embeddings."""
+        if not self.recipe.backbone.frozen:
+            return self.photo_source
+        return EmbeddingSource(self.embeddings, self.context.seed, self._device)
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float16]:
+        """Of a frozen backbone, [N, V, D]."""
+        return embeddings_of(self.context, self.recipe)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.context.accelerator.device
+        return device
+
+    def inputs(self, fold: int) -> dict[str, Any]:
+        """What a fold's weights are made from."""
+        made_from = flatten(self.recipe) | weights_content(self.recipe.backbone)
+        for key in ("summary", "candidates", "train.checkpoint_seconds"):
+            made_from.pop(key)
+        return made_from | {
+            "seed": self.context.seed,
+            "fold": fold,
+            "training photos": self.context.photos.training_digest,
+            "version": VERSION,
+        }
+
+    def train_fold(self, fold: int) -> None:
+        """Train the model that never sees one fold."""
+        context, name = self.context, f"{self.folder}/fold{fold}/weights.safetensors"
+        inputs = self.inputs(fold)
+        if context.run.is_fresh(name, inputs):
+            return
+        changes = context.run.changes(name, inputs)
+        if changes and not context.force_new:
+            raise ArtifactError(
+                f"{context.run.path(name)}: was made from other settings:\n" + "\n".join(changes),
+                hint="use --force-new to train it anew, or another --run to keep both",
+            )
+        self.source  # noqa: B018 - embeddings are made here, outside the time of the head's training
+        began = time.monotonic()
+        torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
+        model = self._train(fold, inputs)
+        state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
+        write_bytes(context.run.path(name), save(state))
+        facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(context.photos.known_landmarks(fold))}
+        context.run.record(name, kind="weights", version=VERSION, inputs=inputs, facts=facts)
+        clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
+
+    def _train(self, fold: int, inputs: Mapping[str, Any]) -> nn.Module:
+        context = self.context
+        if self.recipe.head.kind == "neighbours":
+            return fill_index(self._new_model(fold), self._training_set(fold))
+        folder = context.run.path(f"{self.folder}/fold{fold}")
+        label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
+        model = self._new_model(fold)
+        mixed = not self.recipe.backbone.frozen and trains_faster_mixed(model, context.accelerator.device)
+        session = Session(folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new)
+        data = self._training_set(fold)
+        return train(
+            model, data, self.recipe.train, session,
+            seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
+        )  # fmt: skip
+
+    def _new_model(self, fold: int, *, pretrained: bool = True) -> nn.Module:
+        known = self.context.photos.known_landmarks(fold)
+        classes = len(known) + int(self.has_none_class(fold))
+        if self.recipe.backbone.frozen:
+            return FrozenNetwork(self._new_head(fold, classes)).to(self._device)
+        recipe = self.recipe if pretrained else _without_weights(self.recipe)
+        return Network(recipe, classes).to(memory_format=torch.channels_last).to(self._device)
+
+    def _new_head(self, fold: int, classes: int) -> nn.Module:
+        width, config = self.embeddings.shape[-1], self.recipe.head
+        if config.kind == "neighbours":
+            return NeighbourHead(width, classes, len(self._training_set(fold).rows), config.scale)
+        return Head(width, classes, config)
+
+    def has_none_class(self, fold: int) -> bool:
+        """Whether the fold's model has a class for photos without a landmark."""
+        rows = self.context.photos.training_rows(fold, negatives=True)
+        return self.recipe.head.none_class and bool((self.context.photos.landmarks[rows] == "").any())
+
+    def _training_set(self, fold: int) -> TrainingSet:
+        photos = self.context.photos
+        rows = photos.training_rows(fold, negatives=self.has_none_class(fold))
+        known = photos.known_landmarks(fold)
+        position = {landmark: index for index, landmark in enumerate(known)} | {"": len(known)}
+        targets = np.array([position[landmark] for landmark in photos.landmarks[rows]], dtype=np.int64)
+        return TrainingSet(self.source, rows, targets, lambda model: self._validation_gap(model, fold))
+
+    def _validation_gap(self, model: nn.Module, fold: int) -> float:
+        photos = self.context.photos
+        rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
+        best = self._predict(model, fold, rows, keep=1)
+        answers = candidate_table(
+            best, member="", queries=photos.ids[rows].tolist(), landmarks=photos.known_landmarks(fold)
+        ).rename(columns={"query": "id", "score": "confidence"})
+        truth = pd.DataFrame(
+            {
+                "id": photos.ids[rows],
+                "landmark_id": [name if name in known else None for name in photos.landmarks[rows]],
+            }
+        )
+        return score_answers(answers, truth)
+
+    def _predict(self, model: nn.Module, fold: int, rows: Rows, *, keep: int) -> Predictions:
+        return predict(
+            model, self.source, rows,
+            landmarks=len(self.context.photos.known_landmarks(fold)), keep=keep,
+            accelerator=self.context.accelerator, mixed=not self.recipe.backbone.frozen,
+        )  # fmt: skip
+
+    def score_fold(self, fold: int, part: Part) -> None:
+        """Write a fold model's candidates and features for its held-out fold, or for the test set."""
+        context = self.context
+        rows = context.photos.rows_of(part, fold)
+        weights = f"{self.folder}/fold{fold}/weights.safetensors"
+        name = f"{self.folder}/fold{fold}/{part}"
+        inputs = {
+            "weights": context.run.hash_of(weights, made_by=TRAIN_ZOO),
+            "candidates": self.recipe.candidates,
+            "photos": sha256_json([[context.photos.ids[row], context.photos.hashes[row]] for row in rows]),
+            "version": VERSION,
+        }
+        names = (f"{name}.parquet", f"{name}.queries.parquet")
+        if len(rows) == 0 or all(context.run.is_fresh(each, inputs) for each in names):
+            return
+        model = self._new_model(fold, pretrained=False)
+        model.load_state_dict(load_file(context.run.path(weights)))
+        began = time.monotonic()
+        found = self._predict(model.eval(), fold, rows, keep=self.recipe.candidates)
+        facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
+        queries = context.photos.ids[rows].tolist()
+        candidates = candidate_table(
+            found, member=self.recipe.name, queries=queries, landmarks=context.photos.known_landmarks(fold)
+        )
+        features = feature_table(found, member=self.recipe.name, queries=queries)
+        for each, table, schema in zip(names, (candidates, features), (CANDIDATES, QUERY_FEATURES), strict=True):
+            context.run.save_table(each, table, schema, inputs, facts)
+
+
+@torch.inference_mode()
+def fill_index(model: nn.Module, data: TrainingSet) -> nn.Module:
+    """Give a neighbours head its training photos, each as the mean of its views."""
+    views = data.source.view_batches(data.rows, batch_size=BATCH)
+    embeddings = torch.cat([torch.stack(batch).mean(dim=0) for batch in views])
+    model.head.fill(embeddings, torch.from_numpy(data.targets).to(embeddings.device))  # type: ignore[operator,union-attr]
+    return model
+
+
+def _without_weights(recipe: Recipe) -> Recipe:
+    backbone = recipe.backbone.model_copy(update={"weights": "random", "source": None})
+    return recipe.model_copy(update={"backbone": backbone})
+
+
+def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
+    """The embeddings of every photo by a frozen recipe, float16 [N, V, D]; made now when they are not fresh."""
+    given = recipe.input
+    photos = Photos(context.photos.paths, size=given.size, fit=given.fit, max_pixels=context.max_pixels, keep=False)
+    source = PhotoSource(photos, recipe.augment, given.views, context.seed, context.accelerator.device, context.workers)
+    return embed_photos(
+        context.run, recipe, source, context.photos.hashes,
+        accelerator=context.accelerator, progress=context.progress, stop=context.stop,
+    )  # fmt: skip
+
+
+def merge_folds(context: Context, recipe: Recipe) -> None:
+    """Write `scores/<member>.*`: out of fold every fold's rows, for the test set the mean over the fold models."""
+    run, folds = context.run, range(context.photos.fold_count)
+    knows = pd.Series([name for fold in folds for name in context.photos.known_landmarks(fold)]).value_counts()
+    for part in ("oof", "test"):
+        for ending, schema in (("parquet", CANDIDATES), ("queries.parquet", QUERY_FEATURES)):
+            parts = [f"zoo/{recipe.name}/fold{fold}/{part}.{ending}" for fold in folds]
+            parts = [name for name in parts if run.find(name) is not None]
+            name = f"scores/{recipe.name}.{part}.{ending}"
+            inputs = {name: run.hash_of(name, made_by=TRAIN_ZOO) for name in parts} | {"version": VERSION}
+            if not parts or run.is_fresh(name, inputs):
+                continue
+            tables = [read_table(run.path(each), schema) for each in parts]
+            if part == "oof":
+                merged = pd.concat(tables, ignore_index=True)
+            elif schema is CANDIDATES:
+                merged = mean_candidates(tables, knows=knows, member=recipe.name, keep=recipe.candidates)
+            else:
+                merged = mean_features(tables)
+            run.save_table(name, merged, schema, inputs)

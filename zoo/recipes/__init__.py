@@ -1,0 +1,1 @@
+"""Recipes of members that ship with the engine, one TOML file each."""

@@ -1,0 +1,302 @@
+"""The one training loop: AdamW, warm-up and cosine, label smoothing, an optional average, exact resume.
+
+Every random choice of step n depends on (seed, epoch, photo) or (seed, step) only, so that a training that was killed
+and resumed ends in the same weights, bit for bit on the CPU, as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.core.errors import ArtifactError, EngineError
+from engine.core.interrupt import StopRequest
+from engine.core.progress import Progress
+from engine.core.runs import describe_changes
+from engine.core.storage import write_text
+from zoo.checkpoints import Checkpoint, clear_checkpoints, load_checkpoint, save_checkpoint
+from zoo.recipe import TrainConfig
+from zoo.sources import Rows, Source
+
+Validate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What a training learns from.
+
+    Attributes:
+        source: gives batches of rows.
+        rows: the training photos, [N].
+        targets: the class of each row, int [N].
+        validate: the cross-validated GAP of a model on the fold that is held out.
+    """
+
+    source: Source
+    rows: Rows
+    targets: NDArray[np.int64]
+    validate: Validate
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Where and how a training runs; nothing here changes its result on one kind of device.
+
+    Attributes:
+        folder: for `state/` and `metrics.jsonl`.
+        accelerator: device and precision.
+        mixed: whether the network runs in the accelerator's precision; small heads stay in fp32.
+        progress: told of each step.
+        stop: looked at after each step.
+        label: what the progress is called.
+        force_new: whether a state made from other inputs is discarded instead of refused.
+    """
+
+    folder: Path
+    accelerator: Accelerator
+    mixed: bool
+    progress: Progress
+    stop: StopRequest
+    label: str
+    force_new: bool = False
+
+
+def learning_rate_at(step: int, total: int, warmup: float) -> float:
+    """The factor of the learning rate at a step, 0..1: linear warm-up, then a half cosine to zero."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def epoch_order(targets: NDArray[np.int64], *, seed: int, epoch: int, power: float) -> Rows:
+    """The order of the training photos in an epoch: shuffled, or drawn by class size ** -power."""
+    chance = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    if power == 0:
+        return chance.permutation(len(targets))
+    weight = np.bincount(targets)[targets] ** -power
+    return chance.choice(len(targets), size=len(targets), p=weight / weight.sum())
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with the head's own learning rate and no decay of biases and norms."""
+    groups = []
+    for is_head in (False, True):
+        part = nn.ParameterDict(
+            {
+                name.replace(".", "/"): parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad and _is_head(name) == is_head
+            }
+        )
+        for group in param_groups_weight_decay(part, config.weight_decay):
+            if group["params"]:
+                factor = config.head_lr_factor if is_head else 1.0
+                groups.append({**group, "lr": config.lr * factor, "factor": factor})
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("head.", "linear."))
+
+
+def train(
+    model: nn.Module,
+    data: TrainingSet,
+    config: TrainConfig,
+    session: Session,
+    *,
+    seed: int,
+    inputs: Mapping[str, Any],
+    set_mode: Callable[[nn.Module], None],
+) -> nn.Module:
+    """Train a model to the end, from the newest checkpoint if there is one.
+
+    The checkpoints stay: who keeps the result removes them, so that a kill in between costs nothing.
+
+    Args:
+        model: from batches of the source to logits [B, C]; on the session's device.
+        data: the training photos and the held-out fold.
+        config: the recipe's settings.
+        session: device, folders and progress.
+        seed: of everything random.
+        inputs: what the result is made from, kept in checkpoints.
+        set_mode: puts the model in training mode, frozen parts left alone.
+
+    Returns:
+        The trained model, or its exponential average when the recipe asks for one; in evaluation mode.
+
+    Raises:
+        ArtifactError: when a checkpoint of other settings stands in the folder and `force_new` is not set.
+        EngineError: when the loss is no longer finite.
+        KeyboardInterrupt: when asked to stop; the state is saved.
+    """
+    loop = _Loop(model, data, config, session, seed, dict(inputs))
+    loop.resume()
+    try:
+        with session.progress.task(session.label, loop.total, "step") as advance:
+            advance(loop.step, "")
+            while loop.step < loop.total:
+                set_mode(model)
+                loop.run_epoch(advance)
+    finally:
+        session.accelerator.free_memory()  # else it keeps the optimiser, and so the model, of every training
+    return loop.best_model.eval()
+
+
+class _Loop:
+    """The state of one training between its steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingSet,
+        config: TrainConfig,
+        session: Session,
+        seed: int,
+        inputs: dict[str, Any],
+    ) -> None:
+        self.model, self.data, self.config, self.session = model, data, config, session
+        self.seed, self.inputs = seed, inputs
+        self.state = session.folder / "state"
+        self.metrics = session.folder / "metrics.jsonl"
+        self.optimizer = session.accelerator.prepare(make_optimizer(model, config))
+        self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+        self.batch = min(config.batch_size, len(data.rows))
+        self.steps_per_epoch = len(data.rows) // self.batch  # a last small batch waits for the next epoch's shuffle
+        self.total = max(1, round(config.epochs * self.steps_per_epoch))
+        self.step = 0
+        self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
+        self.saved_at = time.monotonic()
+
+    @property
+    def best_model(self) -> nn.Module:
+        return self.model if self.ema is None else self.ema.module
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint."""
+        checkpoint, damaged = load_checkpoint(self.state)
+        for path in damaged:
+            self.session.progress.say(f"{path}: damaged, passed over")
+            path.unlink()  # it would take the place of a whole one among the newest two
+        if checkpoint is None:
+            return
+        changes = describe_changes(checkpoint.inputs, self.inputs)
+        if changes and not self.session.force_new:
+            raise ArtifactError(
+                f"{self.state}: an unfinished training was made from other settings:\n" + "\n".join(changes),
+                hint="use --force-new to begin it anew, or another --run",
+            )
+        if changes:
+            clear_checkpoints(self.state)
+            return
+        self._restore(checkpoint)
+
+    def run_epoch(self, advance: Callable[[int, str], None]) -> None:
+        """Train to the end of the current epoch and validate; save on the way."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        losses, began = [], time.monotonic()
+        for batch, target in self._batches(epoch, done):
+            losses.append(self._train_step(batch, target))
+            self.step += 1
+            rate = len(losses) * self.batch / (time.monotonic() - began)
+            advance(1, f"loss {losses[-1]:.3f}, {rate:.0f}/s")
+            if self.session.stop.requested:
+                self._save()
+                raise KeyboardInterrupt
+            if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
+                self._save()
+        gap = self.data.validate(self.best_model.eval())
+        self._log(
+            {
+                "epoch": epoch + 1,
+                "step": self.step,
+                "loss": float(np.mean(losses)),
+                "validation_gap": gap,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+        )
+        advance(0, f"loss {np.mean(losses):.3f}, validation GAP {gap:.4f}")
+
+    def _batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = epoch_order(self.data.targets, seed=self.seed, epoch=epoch, power=self.config.landmark_power)
+        steps = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
+        order = order[done * self.batch : steps * self.batch]
+        targets = torch.from_numpy(self.data.targets[order]).to(self.session.accelerator.device)
+        batches = self.data.source.train_batches(self.data.rows[order], epoch=epoch, batch_size=self.batch)
+        return zip(batches, torch.split(targets, self.batch), strict=True)
+
+    def _train_step(self, batch: Tensor, target: Tensor) -> float:
+        accelerator = self.session.accelerator
+        torch.manual_seed((self.seed << 32) + self.step)  # dropout and stochastic depth
+        factor = learning_rate_at(self.step, self.total, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * group["factor"] * factor
+        with accelerator.autocast() if self.session.mixed else nullcontext():
+            logits = self.model(batch)
+        loss = functional.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise EngineError(
+                f"{self.session.label}: the loss is {value} at step {self.step + 1}",
+                hint="lower train.lr or train.clip_norm, or use --precision fp32; the last checkpoint is kept",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step)
+        return value
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        scaler = self.session.accelerator.scaler  # there only in fp16
+        facts = {"history": self.history} | ({} if scaler is None else {"scaler": scaler.state_dict()})
+        save_checkpoint(self.state, Checkpoint(self.step, self.inputs, tensors, facts))
+        self.saved_at = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.model.load_state_dict(_with_prefix(checkpoint.tensors, "model."))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(_with_prefix(checkpoint.tensors, "ema."))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _with_prefix(checkpoint.tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            # fused AdamW walks through raw memory: a moment must lie as its parameter does (channels last)
+            laid_out = torch.empty_like(parameters[int(index)]).copy_(tensor) if tensor.ndim else tensor
+            state.setdefault(int(index), {})[key] = laid_out
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if "scaler" in checkpoint.facts:
+            self.session.accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
+        self.history = checkpoint.facts["history"]
+        self.step = checkpoint.step
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        self.history.append(dict(row))
+        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in self.history))
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

