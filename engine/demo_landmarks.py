@@ -343,9 +343,8 @@ def _lighthouse(p: Palette, s: Rng, d: Rng) -> list[Solid]:
     ]
     window, radius = grid(1, 1, p.glass, size=(0.25, 0.4)), base * 0.6
     solids = [lathe([(0, base * 1.6, base * 1.6), (0.05, base * 1.4, base * 1.4)], p.trim, sides=10)]
-    for i in range(stripes):
-        solids.append(lathe(rings[i : i + 2], (p.roof, _WHITE)[i % 2], sides=10, facade=window if i % 3 == 1 else ()))
     solids += [
+        *[lathe(pair, (p.roof, _WHITE)[i % 2], sides=10, facade=window) for i, pair in enumerate(pairwise(rings))],
         block(top, top + 0.03, radius * 1.4, DARK, sides=10),
         block(top + 0.03, top + 0.13, radius * 0.7, _GILT, sides=8, facade=grid(1, 1, p.glass, size=(0.7, 0.9))),
         lathe(dome(top + 0.13, top + d.uniform(0.19, 0.27), radius), p.roof, sides=8),

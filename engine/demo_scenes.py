@@ -6,7 +6,7 @@ In: a numpy Generator and a landmark. Out: a Pillow picture, RGB, at most 128 pi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -35,6 +35,7 @@ _GROUNDS: dict[str, Colour] = {
     "road": (0.42, 0.42, 0.45),
     "snow": (0.92, 0.93, 0.96),
 }
+_LAMPS: Sequence[Colour] = ((1.0, 0.92, 0.80), (0.92, 0.94, 0.98))  # light indoors
 _SKINS: Sequence[Colour] = ((0.96, 0.80, 0.69), (0.82, 0.60, 0.45), (0.55, 0.37, 0.27), (0.36, 0.24, 0.18))
 
 
@@ -98,6 +99,8 @@ def other_photo(rng: Rng) -> Image.Image:
     stage = _open_air(canvas, camera, str(rng.choice(list(_GROUNDS))), rng)
     if model is not None:
         _place(stage, model, camera)
+    if subject in {_room, _food}:
+        stage = replace(stage, light=replace(stage.light, sun=(0, 0, 0), ambient=_LAMPS[int(rng.integers(2))], fog=0))
     subject(stage)
     return _develop(stage)
 
@@ -141,15 +144,15 @@ def _open_air(canvas: Image.Image, camera: Camera, setting: str, rng: Rng) -> St
     _sky(stage, max(horizon, 0.1))
     if rng.random() < 0.8:
         _FAR[int(rng.integers(len(_FAR)))](stage, horizon)
-    ground = mix(np.asarray(_GROUNDS[setting]) + rng.normal(0, 0.04, 3), _GROUNDS[setting], 0)
-    rows = np.maximum(np.linspace(0, 1, 7), 0) ** 1.5
-    for near, following in zip(rows[:-1], [*rows[1:-1], 3.0], strict=True):  # the ground is darker close by
-        stage.bar(0, horizon + near, stage.aspect, float(following) + 2, mix(ground, light.horizon, 0.25 * (1 - near)))
-    for _ in range(60):
-        depth = rng.random() ** 2
-        mark = mix(ground, (1, 1, 1) if rng.random() < 0.5 else (0, 0, 0), 0.12)
-        long = {"water": 0.2, "grass": 0.02}.get(setting, 0.08) * (0.2 + depth)
-        stage.bar(rng.uniform(-0.1, stage.aspect), horizon + 0.01 + depth * 0.8, long, 0.004 + 0.015 * depth, mark)
+    ground = mix(_GROUNDS[setting], rng.random(3), 0.08)
+    for near in np.linspace(0, 1, 6).tolist():  # far away it takes the colour of the sky
+        stage.bar(0, horizon + near**1.5, stage.aspect, 3, mix(ground, light.horizon, 0.25 * (1 - near)))
+    long = {"water": 0.2, "grass": 0.02}.get(setting, 0.08)
+    marks = (mix(ground, (1, 1, 1), 0.12), mix(ground, (0, 0, 0), 0.12))
+    for x, depth, pale in rng.random((50, 3)).tolist():  # waves, tufts, stones: longer close by
+        near = depth**2
+        place = ((stage.aspect + 0.1) * x - 0.1, horizon + 0.01 + near * 0.8)
+        stage.bar(*place, long * (0.2 + near), 0.004 + 0.015 * near, marks[pale < 0.5])
     return stage
 
 
@@ -395,9 +398,10 @@ def _develop(stage: Stage) -> Image.Image:
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * zoom
     middle = np.array(image.size) / 2
     shift = middle - turn @ middle  # the middle stays where it is
+    size = (image.width // _SUPERSAMPLE, image.height // _SUPERSAMPLE)
+    turn *= _SUPERSAMPLE  # from the photo's pixels to the canvas's
     coefficients = (*turn[0], shift[0], *turn[1], shift[1])
-    turned = image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-    photo = turned.reduce(_SUPERSAMPLE)
+    photo = image.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
     if rng.random() < 0.04:
         photo = photo.convert("L").convert("RGB")
     balance = rng.normal(1, 0.03, (3, 1)) * rng.uniform(0.8, 1.1)

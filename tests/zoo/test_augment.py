@@ -10,7 +10,8 @@ from zoo.augment import augment_batch, draw_changes
 from zoo.recipe import AugmentConfig
 
 STILL = {
-    "shift": 0, "rotate": 0, "scale": (1.0, 1.0), "stretch": 0, "flip": 0, "brightness": 0, "contrast": 0, "saturation": 0,
+    "shift": 0, "rotate": 0, "scale": (1.0, 1.0), "stretch": 0, "flip": 0,
+    "brightness": 0, "contrast": 0, "saturation": 0,
 }  # fmt: skip
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 24, 32), dtype=np.uint8))
 SHIFT_X, FLIP, ROTATE, BRIGHTNESS = 0, 4, 5, 6  # columns of the draws

@@ -1,4 +1,4 @@
-"""A member goes from photos to its two tables; what is finished stays, and no photo is scored by who learned from it."""
+"""A member goes from photos to its tables; what is finished stays, and no photo is scored by who learned from it."""
 
 import dataclasses
 import shutil
@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from engine.core.errors import ArtifactError
 from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import FEATURES
-from zoo.members import run_member
+from zoo.members import embeddings_of, run_member
+from zoo.network import NeighbourHead
 from zoo.recipe import load_recipe
 from zoo.weights import build_backbone
 
@@ -273,6 +274,26 @@ def test_folded_norms_are_found_again_when_the_model_is_loaded(tmp_path, photos,
     recipe = load_recipe("tiny-scratch", {"train.fold_norm": True, "train.freeze_stages": 2, "train.epochs": 1})
     run_member(make_context(tmp_path, photos), recipe)
     assert len(read_table(tmp_path / "scores/tiny-scratch.test.parquet", CANDIDATES))
+
+
+def test_a_neighbours_member_learns_from_the_photos_outside_its_fold_only(tmp_path, photos, make_context):
+    recipe = load_recipe("tiny-frozen", {"name": "near", "head.kind": "neighbours"})
+    run_member(make_context(tmp_path, photos), recipe)
+    embeddings = embeddings_of(make_context(tmp_path, photos), recipe)[:, 0]
+    for fold in range(3):
+        rows = photos.training_rows(fold, negatives=True)
+        head = NeighbourHead(embeddings.shape[1], 1, len(rows), recipe.head.scale)
+        learned = torch.from_numpy(embeddings[rows].astype(np.float32))
+        head.fill(learned, torch.zeros(len(rows), dtype=torch.long))
+        stored = load_file(tmp_path / WEIGHTS.format("near", fold))
+        torch.testing.assert_close(stored["head.index"], head.index)
+    oof = read_table(tmp_path / "scores/near.oof.parquet", CANDIDATES)
+    best = oof[oof["rank"] == 1].set_index("query")["landmark_id"]
+    shows = np.isin(photos.landmarks, ["a", "b"])
+    assert (best.loc[photos.ids[shows]].to_numpy() == photos.landmarks[shows]).mean() > 0.8
+    before = _times(tmp_path)
+    run_member(make_context(tmp_path, photos), recipe)
+    assert _touched(tmp_path, before) == set()
 
 
 # ---- stopped and killed

@@ -12,6 +12,7 @@ from zoo.network import (
     Embedder,
     FrozenNetwork,
     Head,
+    NeighbourHead,
     Network,
     embedding_width,
     fold_batch_norms,
@@ -86,6 +87,29 @@ def test_dropout_works_in_training_only():
     assert torch.equal(head.eval()(x), head.eval()(x))
 
 
+def test_neighbours_vote_for_their_class_by_their_angle():
+    photos, targets, query = CHANCE.normal(1, 1, (7, 5)), np.array([0, 0, 1, 1, 1, 3, 3]), CHANCE.normal(1, 1, (3, 5))
+    head = NeighbourHead(5, 4, 7, scale=4.0)
+    head.fill(torch.from_numpy(photos).float(), torch.from_numpy(targets))
+    logits = head(torch.from_numpy(query).float()).numpy()
+
+    def unit(vectors):
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    centre = unit(photos).mean(axis=0)
+    cosine = unit(unit(query) - centre) @ unit(unit(photos) - centre).T
+    votes = np.stack([np.exp(4 * cosine)[:, targets == number].sum(axis=1) for number in range(4)], axis=1)
+    np.testing.assert_allclose(logits, np.log(votes + np.exp(-4)), rtol=1e-4, atol=1e-5)
+    assert np.allclose(logits[:, 2], -4)  # nobody's class
+
+
+def test_a_photo_that_is_its_own_neighbour_is_found():
+    photos = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    head = NeighbourHead(8, 6, 6, scale=16.0)
+    head.fill(photos, torch.arange(6))
+    assert head(3 * photos).argmax(dim=1).tolist() == list(range(6))  # whatever its length
+
+
 # ---- the embedder and the network
 
 
@@ -105,7 +129,7 @@ def test_a_network_is_its_embedder_and_then_its_head(scratch):
 
 
 def test_a_frozen_network_is_a_head_on_given_embeddings():
-    network = FrozenNetwork(6, 3, HeadConfig()).eval()
+    network = FrozenNetwork(Head(6, 3, HeadConfig())).eval()
     embeddings = torch.randn(4, 6)
     assert torch.equal(network(embeddings), network.head(network.embed(embeddings)))
     assert {name.split(".")[0] for name in network.state_dict()} == {"head"}

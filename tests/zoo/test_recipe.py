@@ -57,6 +57,12 @@ def test_a_source_goes_with_a_file_or_a_package_only(backbone):
         BackboneConfig(name="test_resnet", **backbone)
 
 
+def test_neighbours_are_searched_among_frozen_embeddings_only():
+    assert load_recipe("tiny-frozen", {"head.kind": "neighbours"}).head.kind == "neighbours"
+    with pytest.raises(ConfigError, match=r"neighbours' goes with backbone\.frozen"):
+        load_recipe("tiny-scratch", {"head.kind": "neighbours"})
+
+
 def test_settings_change_single_keys_and_leave_the_rest():
     plain, changed = load_recipe("tiny-scratch"), load_recipe("tiny-scratch", {"train.epochs": 7, "head.cosine": True})
     assert (changed.train.epochs, changed.head.cosine) == (7, True)

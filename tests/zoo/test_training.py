@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.core.errors import ArtifactError, EngineError
 from zoo.checkpoints import load_checkpoint
 from zoo.device import make_accelerator
-from zoo.network import FrozenNetwork, Network, train_mode
+from zoo.network import FrozenNetwork, Head, Network, train_mode
 from zoo.photos import Photos
 from zoo.recipe import HeadConfig, TrainConfig
 from zoo.sources import EmbeddingSource, PhotoSource
@@ -50,7 +50,7 @@ class Trainee:
             centres = chance.normal(0, 2, (CLASSES, 1, WIDTH))
             embeddings = (centres[np.arange(N) % CLASSES] + chance.normal(size=(N, 2, WIDTH))).astype(np.float16)
             head = HeadConfig(dropout=0.2, norm="batch")
-            return FrozenNetwork(WIDTH, CLASSES, head), EmbeddingSource(embeddings, 0, CPU)
+            return FrozenNetwork(Head(WIDTH, CLASSES, head)), EmbeddingSource(embeddings, 0, CPU)
         decoded = Photos(self.photos.paths, size=32, fit="stretch", max_pixels=10_000)
         source = PhotoSource(decoded, self.recipe.augment, ("plain",), 0, CPU)
         return Network(self.recipe, CLASSES).to(memory_format=torch.channels_last), source
