@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import traceback
@@ -81,7 +82,7 @@ def train_zoo(
 
     progress = ConsoleProgress()
     pipeline.train_zoo(_request(run, data, config, settings, device, force_new=force_new), progress)
-    progress.say(f"next: engine stack --oof --run {run}")
+    progress.say(_next("stack", "--oof", "--run", run))
 
 
 @app.command(epilog="Example: engine stack --oof --run runs/first")
@@ -103,7 +104,7 @@ def stack(
     pipeline.stack(request, progress, cross_validate=oof)
     if oof:
         _show_leaderboard(run, as_json=as_json)
-    progress.say(f"next: engine submit --run {run}")
+    progress.say(_next("submit", "--run", run))
 
 
 @app.command(epilog="Example: engine leaderboard --run runs/first --json")
@@ -152,7 +153,7 @@ def cv(
     pipeline.train_zoo(request, progress)
     pipeline.stack(request, progress, cross_validate=True)
     _show_leaderboard(request.run, as_json=as_json)
-    progress.say(f"next: engine submit --run {request.run}")
+    progress.say(_next("submit", "--run", request.run))
 
 
 @app.command(epilog="Example: engine demo --run runs/demo")
@@ -266,7 +267,13 @@ def config_init(
     if file.exists():
         raise ConfigError(f"{file}: exists already", hint="choose another name, or remove it first")
     write_text(file, resolve_toml(source, "engine.presets", what="preset").read_text(encoding="utf-8"))
-    typer.echo(f"{file} written; next: engine train-zoo --config {file} --data FOLDER --run runs/first", err=True)
+    train = _next("train-zoo", "--config", file, "--data", "FOLDER", "--run", "runs/first")
+    typer.echo(f"{file} written; {train}", err=True)
+
+
+def _next(*words: str | Path) -> str:
+    """The command to run next, ready to be pasted whatever its paths are made of."""
+    return f"next: engine {shlex.join(map(str, words))}"
 
 
 def _request(

@@ -205,8 +205,8 @@ def _far_to_near(model: Model, eye: Array) -> list[int]:
     low, high = model.low, model.high
     beyond = (high[:, None] <= low[None] + _TOUCH) & (eye >= high[:, None] - _TOUCH)  # [S, S, 3]
     below = (low[:, None] >= high[None] - _TOUCH) & (eye <= low[:, None] + _TOUCH)
-    cannot_cover: NDArray[np.bool_] = (beyond | below).any(axis=2)
-    before: NDArray[np.bool_] = cannot_cover & ~cannot_cover.T  # [S, S] row must be drawn before column
+    cannot_cover = np.asarray((beyond | below).any(axis=2))  # [S, S]
+    before = cannot_cover & ~cannot_cover.T  # [S, S] row must be drawn before column
     np.fill_diagonal(before, val=False)
     far = np.linalg.norm((low + high) / 2 - eye, axis=1)
     waiting = before.sum(axis=0).astype(np.float64)

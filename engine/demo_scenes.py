@@ -347,7 +347,8 @@ def _room(stage: Stage) -> None:
         stage.bar(end, 0.6, 0.08, 0.25, mix(sofa, (1, 1, 1), 0.1))
     lamp = a * rng.uniform(0.75, 0.95)
     stage.bar(lamp - 0.01, 0.4, 0.02, 0.45, (0.2, 0.18, 0.16))
-    stage.shape(np.array([(-0.05, -0.06), (0.05, -0.06), (0.09, 0.07), (-0.09, 0.07)]) + (lamp, 0.37), (1.0, 0.93, 0.7))
+    shade = np.array([(-0.05, 0.31), (0.05, 0.31), (0.09, 0.44), (-0.09, 0.44)])
+    stage.shape(shade + np.array([lamp, 0]), (1.0, 0.93, 0.7))
 
 
 def _food(stage: Stage) -> None:

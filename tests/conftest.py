@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from PIL import Image
 
 from engine.cli import main
 
-PHOTOS = {"train": {"a": 14, "b": 12, "c": 12, "d": 9, "e": 2, "f": 1}, "train_nonlandmark": {"": 14}}
+LANDMARKS = {"a": 14, "b": 12, "c": 12, "d": 9, "e": 2, "f": 1}  # photos of each
+NEGATIVES = 14
 QUERIES = ["a", "", "b", "new", "c", "a", "d", "", "b", "e", "a", "", "c", "d"]  # "new" stands in no training photo
 SIZE = (48, 40)  # pixels: more than the 32 that the tiny networks see, so that photos are really resized
 
@@ -36,8 +39,6 @@ class Said:
     @property
     def next_command(self) -> list[str]:
         """The words of the command that it told to run next."""
-        import shlex  # noqa: PLC0415 - placeholder
-
         [line] = [line for line in self.err.splitlines() if line.startswith("next: engine ")]
         return shlex.split(line.removeprefix("next: engine "))
 
@@ -69,44 +70,44 @@ def _run_apart(*words: str | Path, cwd: Path | None = None, env: Mapping[str, st
     """The command line as a process of its own, with another environment or working directory."""
     command = [sys.executable, "-m", "engine", *map(str, words)]
     ended = subprocess.run(
-        command, cwd=cwd, env=os.environ | dict(env or {}), capture_output=True, encoding="utf-8", timeout=300, check=False
+        command,
+        cwd=cwd,
+        env=os.environ | dict(env or {}),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
     )
     return Said(ended.returncode, ended.stdout, ended.stderr)
 
 
-def _photo_id(number: int) -> str:
-    return f"{number:016x}"
-
-
-def _draw(path: Path, landmark: str, number: int) -> None:
+def _draw(path: Path, landmark: str) -> None:
     """A landmark is a mosaic of colours of its own, seen in noise; what is no landmark is a mosaic never seen again."""
-    seed = hashlib.sha256((landmark or f"nothing {number}").encode()).digest()
+    seed = hashlib.sha256((landmark or path.stem).encode()).digest()
     mosaic = Image.fromarray(np.frombuffer(seed[:27], np.uint8).reshape(3, 3, 3))
-    noise = np.random.default_rng(number).normal(0, 25, (SIZE[1], SIZE[0], 3))
+    noise = np.random.default_rng(int(path.stem, 16)).normal(0, 25, (SIZE[1], SIZE[0], 3))
     picture = np.asarray(mosaic.resize(SIZE, Image.Resampling.NEAREST)) + noise
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def _write_csv(path: Path, header: str, rows: list[str]) -> None:
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+def _draw_split(data: Path, split: str, shown: Sequence[str], ids: Iterable[int], header: str) -> None:
+    """The photos of a split and its CSV; the last of three columns is the landmark."""
+    lines = [header]
+    for number, landmark in zip(ids, shown, strict=False):
+        _draw(data / split / f"{number:016x}.jpg", landmark)
+        lines.append(f"{number:016x},," + landmark if header.count(",") == 2 else f"{number:016x},")
+    (data / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _draw_competition(data: Path) -> None:
-    number = 0
-    for folder, counts in PHOTOS.items():
-        rows = []
-        for landmark in [name for name, count in counts.items() for _ in range(count)]:
-            _draw(data / folder / f"{_photo_id(number)}.jpg", landmark, number)
-            rows.append(f"{_photo_id(number)},,{landmark}".removesuffix("," if folder != "train" else "\n"))
-            number += 1
-        _write_csv(data / f"{folder}.csv", "id,url" + (",landmark_id" if folder == "train" else ""), rows)
-    ids = [_photo_id(0xFFFF - number) for number in range(len(QUERIES))]  # against the alphabet: order must be kept
-    for photo, landmark in zip(ids, QUERIES, strict=True):
-        _draw(data / "test" / f"{photo}.jpg", landmark, int(photo, 16))
-    _write_csv(data / "test.csv", "id,url", [f"{photo}," for photo in ids])
-    shown = [landmark if landmark in PHOTOS["train"] else "" for landmark in QUERIES]
-    _write_csv(data / "solution.csv", "id,landmarks", [f"{i},{name}" for i, name in zip(ids, shown, strict=True)])
+    known = [landmark for landmark, count in LANDMARKS.items() for _ in range(count)]
+    _draw_split(data, "train", known, itertools.count(), "id,url,landmark_id")
+    _draw_split(data, "train_nonlandmark", [""] * NEGATIVES, itertools.count(1000), "id,url")
+    backwards = range(9999, 0, -1)  # against the alphabet: the order of test.csv must be kept
+    _draw_split(data, "test", QUERIES, backwards, "id,url")
+    truth = [f"{i:016x},{name if name in known else ''}" for i, name in zip(backwards, QUERIES, strict=False)]
+    (data / "solution.csv").write_text("\n".join(["id,landmarks", *truth]) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ class HeadConfig(Section):
     )
     norm: Literal["none", "batch", "l2"] = "none"  # of the embedding, before the linear layer
     cosine: bool = False  # compare directions only: photos of rare landmarks are not outvoted by large weights
-    scale: float = Field(16.0, gt=0)  # of the cosines of a cosine or neighbours head: logits in -16..16
+    scale: float = Field(16.0, gt=0, le=50)  # of the cosines of a cosine or neighbours head: logits in -16..16
     dropout: float = Field(0.0, ge=0, lt=1)
     none_class: bool = True
 

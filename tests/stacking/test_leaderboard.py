@@ -1,0 +1,88 @@
+"""The leaderboard: sorted, with intervals, weighted to the share of landmarks asked for, and paired."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engine.core.config import ValidationConfig
+from engine.core.errors import DataError
+from engine.core.gap import score_answers
+from stacking.evaluate import Entry
+from stacking.leaderboard import compare_stack, rank_entries
+
+QUERIES = pd.DataFrame({"id": [f"q{i:03d}" for i in range(120)]}).assign(
+    landmark_id=[str(i % 7) if i % 3 else None for i in range(120)]
+)
+
+
+def entry(name, kind, share_right, seed=0):
+    """Answers of which about that share is right, the right ones tending to stand first."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(len(QUERIES)) < share_right
+    given = QUERIES["landmark_id"].where(right & QUERIES["landmark_id"].notna().to_numpy(), "99")
+    confidence = rng.random(len(QUERIES)) + 0.5 * right
+    answers = pd.DataFrame({"id": QUERIES["id"], "landmark_id": given, "confidence": confidence, "decided_by": name})
+    return Entry(name, kind, answers, 2.0)
+
+
+ENTRIES = [
+    entry("weak", "member", 0.3), entry("fair", "member", 0.5), entry("mean", "baseline", 0.6),
+    entry("stack", "stack", 0.95),
+]  # fmt: skip
+
+
+def test_rows_are_sorted_by_gap_and_hold_the_exact_score(validation_config):
+    board = rank_entries(ENTRIES, QUERIES, validation_config, seed=0)
+    assert [row["name"] for row in board] == ["stack", "mean", "fair", "weak"]
+    by_name = {each.name: each for each in ENTRIES}
+    for row in board:
+        assert row["gap"] == score_answers(by_name[row["name"]].answers, QUERIES)
+        assert row["gap_low"] < row["gap"] < row["gap_high"]
+        assert row["gap"] <= row["accuracy"]
+        assert row["fit_seconds"] == 2.0
+
+
+def test_rows_are_plain_values_that_json_takes(validation_config):
+    board = rank_entries(ENTRIES, QUERIES, validation_config, seed=0)
+    assert json.loads(json.dumps(board)) == board
+    assert {type(value) for row in board for value in row.values()} == {str, float}
+
+
+def test_an_entrys_numbers_do_not_depend_on_the_other_entries(validation_config):
+    assert (
+        rank_entries(ENTRIES[3:], QUERIES, validation_config, seed=0)
+        == (rank_entries(ENTRIES, QUERIES, validation_config, seed=0)[:1])
+    )
+
+
+def test_fewer_landmarks_make_the_score_lower():
+    gaps = [
+        rank_entries(ENTRIES[:1], QUERIES, ValidationConfig(prevalence=share, bootstrap=10), seed=0)[0]["gap"]
+        for share in (0.9, 0.5, 0.03)
+    ]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > gaps[-1] + 0.1
+
+
+def test_the_best_stack_is_compared_with_the_best_of_a_kind(validation_config):
+    found = compare_stack(ENTRIES, QUERIES, validation_config, seed=0)
+    assert (found.ours, found.theirs) == ("stack", "fair")
+    board = {row["name"]: row["gap"] for row in rank_entries(ENTRIES, QUERIES, validation_config, seed=0)}
+    assert found.difference.estimate == board["stack"] - board["fair"]
+    assert 0 < found.difference.low < found.difference.estimate < found.difference.high
+    assert found.difference.p_value < 0.05
+    assert compare_stack(ENTRIES, QUERIES, validation_config, seed=0, against="baseline").theirs == "mean"
+
+
+@pytest.mark.faults
+def test_a_kind_that_is_not_there_is_named(validation_config):
+    with pytest.raises(DataError, match="there is no baseline to compare"):
+        compare_stack([ENTRIES[0], ENTRIES[3]], QUERIES, validation_config, seed=0, against="baseline")
+
+
+@pytest.mark.faults
+def test_queries_without_any_landmark_have_no_gap(validation_config):
+    with pytest.raises(DataError, match="number of queries that show a landmark"):
+        rank_entries(ENTRIES, QUERIES.assign(landmark_id=None), validation_config, seed=0)
