@@ -11,6 +11,7 @@ A task is (recipe, fold) and depends on nothing but the recipe, the photos and t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,7 +167,13 @@ class _Member:
     @cached_property
     def photo_source(self) -> PhotoSource:
         context, given = self.context, self.recipe.input
-        photos = Photos(context.photos.paths, size=given.size, fit=given.fit, max_pixels=context.max_pixels)
+        photos = Photos(
+            context.photos.paths,
+            size=given.size,
+            fit=given.fit,
+            max_pixels=context.max_pixels,
+            share=context.workers > 0,
+        )
         device = context.accelerator.device
         return PhotoSource(photos, self.recipe.augment, given.views, context.seed, device, context.workers)
 
@@ -266,6 +273,8 @@ class _Member:
     def _validation_gap(self, model: nn.Module, fold: int) -> float:
         photos = self.context.photos
         rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
+        if not known.intersection(photos.landmarks[rows]):
+            return math.nan  # nothing that could be right, as in a very small fold
         best = self._predict(model, fold, rows, keep=1)
         answers = candidate_table(
             best, member="", queries=photos.ids[rows].tolist(), landmarks=photos.known_landmarks(fold)

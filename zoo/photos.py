@@ -21,8 +21,7 @@ CACHE_BYTES = 2 << 30  # 2 GiB of decoded photos: landmarks by the ten thousand 
 class Photos(Dataset[Tensor]):
     """The photos of some catalog rows as uint8 [3, S, S] tensors.
 
-    Decoded photos are kept in shared memory when all fit into `CACHE_BYTES`, so that later epochs and folds, and
-    worker processes, decode nothing twice.
+    Decoded photos are kept when all fit into `CACHE_BYTES`, so that later epochs and folds decode nothing twice.
 
     Args:
         paths: files, in catalog order.
@@ -30,6 +29,7 @@ class Photos(Dataset[Tensor]):
         fit: stretch to the square, or crop its centre.
         max_pixels: limit of the reader.
         keep: False for photos that are read only once.
+        share: keep them in shared memory, which decoding processes need and containers often have little of.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Photos(Dataset[Tensor]):
         fit: Literal["stretch", "crop"],
         max_pixels: int,
         keep: bool = True,
+        share: bool = False,
     ) -> None:
         self.paths = list(paths)
         self.size = size
@@ -47,8 +48,8 @@ class Photos(Dataset[Tensor]):
         self.max_pixels = max_pixels
         self._kept: Tensor | None = None
         if keep and len(self.paths) * 3 * size * size <= CACHE_BYTES:
-            self._kept = _shared((len(self.paths), 3, size, size), torch.uint8)
-            self._is_kept = _shared((len(self.paths),), torch.bool)
+            self._kept = _zeros((len(self.paths), 3, size, size), torch.uint8, share=share)
+            self._is_kept = _zeros((len(self.paths),), torch.bool, share=share)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,10 +67,10 @@ class Photos(Dataset[Tensor]):
         return torch.from_numpy(fit_square(image, self.size, self.fit)).permute(2, 0, 1).contiguous()
 
 
-def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in shared memory, so that worker processes fill the same tensor."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, *, share: bool) -> Tensor:
     tensor = torch.zeros(shape, dtype=dtype)
-    tensor.share_memory_()  # type: ignore[no-untyped-call] # torch leaves it untyped
+    if share:
+        tensor.share_memory_()  # type: ignore[no-untyped-call] # torch leaves it untyped
     return tensor
 
 

@@ -44,7 +44,7 @@ class TrainingSet:
         source: gives batches of rows.
         rows: the training photos, [N].
         targets: the class of each row, int [N].
-        validate: the cross-validated GAP of a model on the fold that is held out.
+        validate: the GAP of a model on the fold that is held out; NaN where it shows no landmark that training knows.
     """
 
     source: Source
@@ -227,7 +227,7 @@ class _Loop:
                 "epoch": epoch + 1,
                 "step": self.step,
                 "loss": float(np.mean(losses)),
-                "validation_gap": gap,
+                "validation_gap": None if math.isnan(gap) else gap,
                 "seconds": round(time.monotonic() - began, 3),
             }
         )
@@ -254,7 +254,7 @@ class _Loop:
         if not math.isfinite(value):
             raise EngineError(
                 f"{self.session.label}: the loss is {value} at step {self.step + 1}",
-                hint="lower train.lr or train.clip_norm, or use --precision fp32; the last checkpoint is kept",
+                hint="lower train.lr or train.clip_norm, or use --set precision=fp32; the last checkpoint is kept",
             )
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)

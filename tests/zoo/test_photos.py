@@ -91,7 +91,9 @@ def test_a_photo_that_vanished_or_broke_is_named(paths):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12 on, where torch forks workers
 def test_worker_processes_read_the_same_photos(paths):
     here, there = (
-        torch.cat(list(photo_loader(_photos(paths), range(5), batch_size=2, workers=workers, pin_memory=False)))
+        torch.cat(
+            list(photo_loader(_photos(paths, share=True), range(5), batch_size=2, workers=workers, pin_memory=False))
+        )
         for workers in (0, 1)
     )
     assert torch.equal(here, there)
