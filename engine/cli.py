@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import sys
@@ -183,9 +184,9 @@ def demo(
         print_json(asdict(score) | {"submission": str(path), "run": str(run), "data": str(data)})
         return
     _show_leaderboard(run, as_json=False)
-    stdout().print(_score_text(score), markup=False)
+    stdout().print(_score_text(score))
     for what, where in (("photos", data), ("run", run), ("submission", path)):
-        stdout().print(f"{what + ':':<12}{where}", markup=False)
+        stdout().print(f"{what + ':':<12}{where}")
     progress.say("next: engine train-zoo --data FOLDER --run runs/first, with photos of your own")
 
 
@@ -219,7 +220,7 @@ def score(
     if as_json:
         print_json(asdict(result))
     else:
-        stdout().print(_score_text(result), markup=False)
+        stdout().print(_score_text(result))
 
 
 @app.command(epilog="Example: engine check --data photos")
@@ -326,8 +327,7 @@ def _show_report(path: Path, report: Any, *, as_json: bool) -> None:
     lowest = "-" if report.lowest is None else f"{report.lowest:.3g} .. {report.highest:.3g}"
     stdout().print(
         f"{path}: valid, {report.rows} rows, {report.answered} answered, {report.landmarks} landmarks, "
-        f"confidence {lowest}",
-        markup=False,
+        f"confidence {lowest}"
     )
     if report.tied:
         typer.echo(f"notice: {report.tied} answers share a confidence with another; ties are ranked by id", err=True)
@@ -346,11 +346,16 @@ def main() -> None:
     """The `engine` command: errors become one clear message and their exit code."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `engine … | head` ends like any other tool
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that the locale cannot spell is no reason to fail
     try:
         app()
     except EngineError as error:
         _fail(error, str(error.message), error.hint, error.exit_code)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:  # typer makes an exit of 130 of an interrupt, without a word
+        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
+            raise
         _fail(error, "interrupted; what was finished is kept", "run the same command again to go on", INTERRUPTED)
     except MemoryError as error:
         _fail(error, "out of memory", "use fewer or smaller members, or a machine with more", 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +17,30 @@ from rich.table import Table
 from engine.core.progress import Advance, Progress
 
 QUIET_SECONDS = 10.0  # between two lines of one task where there is no terminal: a log that stays readable
+UNBOUNDED = 10_000  # columns of a file or a pipe, where rich would fold a table at 80
 
 
 def stdout() -> Console:
     """For data."""
-    return Console(highlight=False, soft_wrap=True)
+    return _console(on_stderr=False)
 
 
 def stderr() -> Console:
     """For talk."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _console(on_stderr=True)
+
+
+def _console(*, on_stderr: bool) -> Console:
+    plain = bool(os.environ.get("NO_COLOR"))  # rich alone would still write the codes of bold and italic
+    return Console(
+        stderr=on_stderr,
+        soft_wrap=True,
+        color_system=None if plain else "auto",
+        # names and paths are printed as they are: `[a]` is no style, `:100:` no emoji, a number needs no colour
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
 
 
 class ConsoleProgress(Progress):
@@ -36,7 +51,7 @@ class ConsoleProgress(Progress):
 
     def say(self, message: str) -> None:
         """One line of talk."""
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -88,9 +103,12 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout, numbers to the right."""
+    console = stdout()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNBOUNDED
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    stdout().print(table, markup=False)
+    console.print(table)

@@ -20,12 +20,12 @@ _SUPERSAMPLE = 2  # drawn at twice the size: lines of half a pixel, soft edges
 
 # how often, sun, ambient, zenith, horizon, share of lit windows, fog at most
 _LIGHTS: Sequence[tuple[float, Colour, Colour, Colour, Colour, float, float]] = (
-    (0.50, (0.62, 0.58, 0.50), (0.52, 0.55, 0.60), (0.30, 0.55, 0.88), (0.75, 0.87, 0.95), 0.0, 0.2),  # noon
+    (0.54, (0.62, 0.58, 0.50), (0.52, 0.55, 0.60), (0.30, 0.55, 0.88), (0.75, 0.87, 0.95), 0.0, 0.2),  # noon
     (0.14, (0.70, 0.50, 0.30), (0.44, 0.40, 0.42), (0.42, 0.52, 0.75), (0.98, 0.80, 0.58), 0.1, 0.3),  # low sun
     (0.20, (0.08, 0.08, 0.08), (0.74, 0.75, 0.78), (0.66, 0.70, 0.75), (0.84, 0.85, 0.87), 0.0, 0.4),  # overcast
     (0.04, (0.00, 0.00, 0.00), (0.78, 0.79, 0.82), (0.76, 0.78, 0.80), (0.82, 0.83, 0.84), 0.1, 0.9),  # fog
-    (0.07, (0.20, 0.10, 0.12), (0.40, 0.34, 0.48), (0.16, 0.18, 0.42), (0.90, 0.50, 0.42), 0.6, 0.3),  # dusk
-    (0.05, (0.30, 0.24, 0.14), (0.26, 0.24, 0.32), (0.03, 0.04, 0.12), (0.12, 0.12, 0.24), 0.8, 0.1),  # night
+    (0.05, (0.20, 0.10, 0.12), (0.40, 0.34, 0.48), (0.16, 0.18, 0.42), (0.90, 0.50, 0.42), 0.6, 0.3),  # dusk
+    (0.03, (0.30, 0.24, 0.14), (0.26, 0.24, 0.32), (0.03, 0.04, 0.12), (0.12, 0.12, 0.24), 0.8, 0.1),  # night
 )
 _GROUNDS: dict[str, Colour] = {
     "grass": (0.42, 0.55, 0.28),
@@ -79,12 +79,12 @@ def landmark_photo(landmark: Landmark, rng: Rng) -> Image.Image:
     """A photo of a landmark: from somewhere, at some time, with something in front of it."""
     canvas = _canvas(rng)
     camera = _camera(landmark.model, canvas.size, rng)
-    setting = landmark.setting if rng.random() < 0.5 else str(rng.choice(list(_GROUNDS)))
+    setting = landmark.setting if rng.random() < 0.6 else str(rng.choice(list(_GROUNDS)))
     stage = _open_air(canvas, camera, setting, rng)
     _place(stage, landmark.model, camera)
-    for _ in range(int(rng.choice([0, 1, 2, 4], p=[0.35, 0.35, 0.2, 0.1]))):
+    for _ in range(int(rng.choice([0, 1, 2, 4], p=[0.5, 0.32, 0.14, 0.04]))):
         _FOREGROUND[int(rng.integers(len(_FOREGROUND)))](stage)
-    if rng.random() < 0.04:
+    if rng.random() < 0.03:
         _portrait(stage)
     return _develop(stage)
 
@@ -114,11 +114,11 @@ def _canvas(rng: Rng) -> Image.Image:
 def _camera(model: Model | None, size: tuple[int, int], rng: Rng) -> Camera:
     """Somewhere in front of the model, mostly: it fills from a third of the picture to more than all of it."""
     extent = model.high.max(axis=0) - model.low.min(axis=0) if model is not None else np.ones(3)  # [3] x, y, z
-    azimuth = rng.normal(0, 0.45) if rng.random() < 0.95 else rng.uniform(-np.pi, np.pi)
-    elevation = abs(rng.normal(0.03, 0.12)) if rng.random() < 0.93 else rng.uniform(0.3, 0.8)
+    azimuth = rng.normal(0, 0.33) if rng.random() < 0.96 else rng.uniform(-np.pi, np.pi)
+    elevation = abs(rng.normal(0.03, 0.12)) if rng.random() < 0.95 else rng.uniform(0.3, 0.8)
     distance = rng.uniform(1.8, 5)
     across = extent[0] * abs(np.cos(azimuth)) + extent[1] * abs(np.sin(azimuth))
-    fill = np.exp(rng.normal(-0.15, 0.25)) * min(size[0] / max(across, 0.3), size[1] / extent[2])
+    fill = np.exp(rng.normal(-0.12, 0.2)) * min(size[0] / max(across, 0.3), size[1] / extent[2])
     centre = np.array(size) * (0.5 + rng.normal(0, (0.1, 0.06)))
     target = np.array([0, 0, extent[2] * 0.45])
     return look_at(

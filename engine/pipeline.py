@@ -68,6 +68,7 @@ STACK_VERSION = 1  # of what the stack writes; raised when a change of code chan
 STACKER = "stack/stacker.json"
 ANSWERS_TEST = "stack/answers.test.parquet"
 LEADERBOARD = "stack/leaderboard.json"
+SUBMISSION = "submission.csv"
 WEIGHTS = "weights.safetensors"
 COMPETITION = "competition"  # the demo draws its photos inside its run
 COMPARED: tuple[Kind, ...] = ("member", "baseline")  # what the stack has to beat
@@ -415,11 +416,15 @@ def submit(run_folder: Path, progress: Progress, *, allow_missing: bool = False)
         if not allow_missing:
             check_unreadable(catalog)
         answers = run.load_table(ANSWERS_TEST, ANSWERS, made_by=STACK)
-        path = run.path("submission.csv")
-        write_submission(path, build_submission(answers, test_ids))
+        path = run.path(SUBMISSION)
+        inputs = {
+            "answers": run.hash_of(ANSWERS_TEST, made_by=STACK),
+            "catalog": run.hash_of("catalog.parquet", made_by=TRAIN_ZOO),
+        }
+        if not run.is_fresh(SUBMISSION, inputs):
+            write_submission(path, build_submission(answers, test_ids))
+            run.record(SUBMISSION, kind="submission", version=1, inputs=inputs)
         report = check_submission(path, test_ids, set(catalog["landmark_id"].dropna()))
-        inputs = {"answers": run.hash_of(ANSWERS_TEST, made_by=STACK)}
-        run.record("submission.csv", kind="submission", version=1, inputs=inputs)
     progress.say(f"{path}: written and checked")
     return path, report
 

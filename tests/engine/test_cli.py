@@ -1,0 +1,344 @@
+"""The command line, from help to score: what it prints where, and what it tells to do next."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from engine.cli import app
+from engine.core.config import load_config, named_toml_files
+
+COMMANDS = [
+    "train-zoo", "stack", "leaderboard", "submit", "cv", "demo", "check-submission", "score", "check",
+    "config show", "config init",
+]  # fmt: skip
+PRESETS = sorted(named_toml_files("engine.presets"))
+HEAVY = ("torch", "timm", "kornia", "lightgbm", "sklearn", "pandas", "numpy", "pyarrow", "PIL")
+
+
+def _column(path, name):
+    with path.open(encoding="utf-8", newline="") as handle:
+        return [row[name] for row in csv.DictReader(handle)]
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_says_what_it_does_and_shows_an_example(command):
+    shown = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: engine {command}" in shown.output
+
+
+def test_help_lists_every_command():
+    shown = CliRunner().invoke(app, ["--help"])
+    listed = re.findall(r"^│ ([a-z][a-z-]+) ", shown.output, flags=re.MULTILINE)
+    assert {command.split()[0] for command in COMMANDS} == set(listed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_example_of_every_command_can_be_parsed(command):
+    found = get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    words = found.epilog.partition(f"engine {command}")[2].partition(" > ")[0].split()
+    found.make_context(command, words)  # raises for an unknown option or a missing one
+
+
+def test_help_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "-m", "engine", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.splitlines()}
+    assert "typer" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_version_is_printed(here):
+    assert here("--version").out == "landmark-engine 0.1.0\n"
+
+
+def test_no_command_shows_the_help(here):
+    said = here()
+    assert said.code == 2
+    assert "train-zoo" in said.out + said.err
+
+
+# ---- the whole job
+
+
+def test_every_stage_tells_the_next_command(finished_run):
+    root = str(finished_run.root)
+    assert finished_run.said["train-zoo"].next_command == ["stack", "--oof", "--run", root]
+    assert finished_run.said["stack"].next_command == ["submit", "--run", root]
+
+
+def test_data_goes_to_stdout_and_talk_to_stderr(finished_run):
+    said = finished_run.said
+    assert said["train-zoo"].out == ""
+    assert said["stack"].out.startswith("Cross-validated GAP, 2 folds\n")
+    assert "measure photos: 78/78 photos" in said["train-zoo"].err
+    assert "stacker: answered 14 test queries" in said["stack"].err
+    assert "submission.csv: valid, 14 rows" in said["submit"].out
+
+
+def test_progress_tells_of_every_training(finished_run):
+    for member in ("tiny-frozen", "tiny-scratch"):
+        for fold in (1, 2):
+            assert re.search(
+                rf"^{member} fold {fold}/2: .*validation GAP 0\.", finished_run.said["train-zoo"].err, re.MULTILINE
+            )
+
+
+def test_submission_has_every_test_id_once_in_the_order_of_test_csv(finished_run):
+    assert _column(finished_run.root / "submission.csv", "id") == _column(finished_run.data / "test.csv", "id")
+
+
+def test_submission_is_written_with_unix_newlines_and_full_precision(finished_run):
+    content = (finished_run.root / "submission.csv").read_bytes()
+    assert b"\r" not in content
+    for answer in filter(None, _column(finished_run.root / "submission.csv", "landmarks")):
+        confidence = answer.partition(" ")[2]
+        assert repr(float(confidence)) == confidence
+
+
+def test_a_second_start_says_what_to_do_next_and_prints_the_same_leaderboard(finished_run, run, here):
+    assert here("train-zoo", "--run", run).next_command[:2] == ["stack", "--oof"]
+    assert here("stack", "--oof", "--run", run).out == finished_run.said["stack"].out
+
+
+def test_stack_without_oof_answers_the_test_set_and_shows_no_leaderboard(run, here):
+    (run / "stack" / "answers.test.parquet").unlink()
+    said = here("stack", "--run", run)
+    assert (said.code, said.out) == (0, "")
+    assert (run / "stack" / "answers.test.parquet").exists()
+
+
+def test_submit_json_is_the_report(run, here):
+    said = here("submit", "--run", run, "--json")
+    report = json.loads(said.out)
+    assert report["rows"] == 14
+    assert report["file"] == str(run / "submission.csv")
+
+
+# ---- leaderboard and cv
+
+
+def test_leaderboard_rows_are_members_baselines_and_the_stack(finished_run, here):
+    rows = json.loads(here("leaderboard", "--run", finished_run.root, "--json").out)
+    kinds = {row["name"]: row["kind"] for row in rows}
+    assert {name for name, kind in kinds.items() if kind == "member"} == {"tiny-frozen", "tiny-scratch"}
+    assert {name for name, kind in kinds.items() if kind == "stack"} == {"stack"}
+    assert set(kinds.values()) == {"member", "baseline", "stack"}
+    for row in rows:
+        assert 0 <= row["gap_low"] <= row["gap"] <= row["gap_high"] <= 1
+        assert row["fit_seconds"] >= 0
+
+
+def test_leaderboard_is_the_one_that_stack_prints(finished_run, here):
+    table = here("leaderboard", "--run", finished_run.root)
+    assert table.out == finished_run.said["stack"].out
+    again = here("stack", "--oof", "--json", "--run", finished_run.root)
+    assert again.out == here("leaderboard", "--json", "--run", finished_run.root).out
+
+
+def test_cv_uses_what_the_run_has_and_prints_the_leaderboard(finished_run, run, here):
+    said = here("cv", "--data", finished_run.data, "--run", run)
+    assert said.code == 0
+    assert said.out == finished_run.said["stack"].out
+    assert "fold 1/2" not in said.err
+    assert said.next_command == ["submit", "--run", str(run)]
+
+
+def test_cv_weighs_the_queries_to_a_prevalence(run, here):
+    plain = json.loads(here("leaderboard", "--run", run, "--json").out)
+    weighed = json.loads(here("cv", "--run", run, "--prevalence", "0.2", "--json").out)
+    gap = {row["name"]: row["gap"] for row in plain}
+    assert all(row["gap"] < gap[row["name"]] for row in weighed)  # more queries without a landmark are in the way
+
+
+# ---- score and the checks
+
+
+def test_a_perfect_submission_scores_one(competition, tmp_path, here):
+    truth = dict(zip(*(_column(competition / "solution.csv", name) for name in ("id", "landmarks")), strict=True))
+    perfect = tmp_path / "perfect.csv"
+    rows = [f"{photo},{landmark and landmark + ' 0.5'}\n" for photo, landmark in truth.items()]
+    perfect.write_text("id,landmarks\n" + "".join(rows))
+    score = json.loads(here("score", perfect, competition / "solution.csv", "--json").out)
+    assert (score["gap"], score["queries"], score["correct"]) == (1.0, 14, 10)
+    assert here("score", perfect, competition / "solution.csv").out.startswith("GAP 1.0000 (95 % interval 1.0000 ..")
+
+
+def test_the_run_s_own_submission_can_be_scored(finished_run, here):
+    said = here("score", finished_run.root / "submission.csv", finished_run.data / "solution.csv", "--json")
+    score = json.loads(said.out)
+    assert 0 <= score["gap_low"] <= score["gap"] <= score["gap_high"] <= 1
+    assert (score["queries"], score["with_landmark"]) == (14, 10)
+
+
+def test_check_submission_agrees_with_submit(finished_run, here):
+    path = finished_run.root / "submission.csv"
+    assert here("check-submission", path, "--data", finished_run.data).out == finished_run.said["submit"].out
+    alone = json.loads(here("check-submission", path, "--json").out)
+    assert alone["rows"] == 14
+
+
+def test_a_submission_without_an_answer_is_legal_and_loudly_noticed(competition, tmp_path, here):
+    empty = tmp_path / "empty.csv"
+    empty.write_text("id,landmarks\n" + "".join(f"{photo},\n" for photo in _column(competition / "test.csv", "id")))
+    said = here("check-submission", empty, "--data", competition)
+    assert said.code == 0
+    assert "NOTICE: no query is answered; this file scores 0" in said.err
+
+
+def test_check_counts_what_there_is(competition, here):
+    said = here("check", "--data", competition, "--json")
+    summary = json.loads(said.out)
+    assert said.code == 0
+    assert summary["train photos"] == 50
+    assert summary["nonlandmark photos"] == 14
+    assert summary["test photos"] == 14
+    assert summary["landmarks"] == 6
+    assert summary["bad"] == []
+    assert "landmarks" in here("check", "--data", competition).out
+
+
+# ---- configurations
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_config_show_prints_a_preset_that_can_be_read_back(preset, tmp_path, here):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(here("config", "show", preset).out, encoding="utf-8")
+    assert load_config(str(mine)) == load_config(preset)
+
+
+def test_config_init_writes_a_preset_to_edit_and_leaves_an_existing_file_alone(tmp_path, here):
+    mine = tmp_path / "new folder" / "mine.toml"
+    said = here("config", "init", mine, "--from", "tiny")
+    assert said.code == 0
+    assert f"next: engine train-zoo --config '{mine}' --data FOLDER" in said.err
+    assert tomllib.loads(mine.read_text(encoding="utf-8"))["folds"] == {"count": 2}
+    again = here("config", "init", mine)
+    assert again.code == 2
+    assert "exists already" in again.err
+    assert load_config(str(mine)).folds.count == 2
+
+
+def test_run_remembers_its_configuration_with_its_changes(finished_run):
+    saved = load_config(str(finished_run.root / "config.toml"))
+    assert saved == load_config("tiny", {"threads": 1})
+
+
+# ---- terminals, pipes and locales
+
+
+def test_without_a_terminal_there_are_no_escape_codes(finished_run, apart):
+    env = {"TERM": "xterm-256color"}
+    for words in (["leaderboard", "--run", finished_run.root], ["--help"], ["stack", "--oof", "--run", "nothing"]):
+        said = apart(*words, env=env)
+        assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+@pytest.mark.parametrize(("no_color", "styled"), [("1", False), ("", True)])
+def test_a_terminal_gets_styles_unless_no_color_is_set(finished_run, no_color, styled):
+    master, slave = os.openpty()
+    env = os.environ | {"TERM": "xterm-256color", "NO_COLOR": no_color}
+    command = [sys.executable, "-m", "engine", "leaderboard", "--run", str(finished_run.root)]
+    subprocess.run(command, stdout=slave, env=env, check=True)
+    os.close(slave)
+    assert (b"\x1b[" in os.read(master, 1 << 16)) is styled
+    os.close(master)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGPIPE")
+@pytest.mark.parametrize("words", [["config", "show", "cpu"], ["--help"], ["--version"]])
+def test_a_closed_pipe_ends_the_command_without_a_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "engine", *words]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert ended.returncode in (0, -signal.SIGPIPE)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "check"])
+def test_a_narrow_terminal_folds_and_loses_nothing(finished_run, command, apart):
+    words = {"leaderboard": ["--run", finished_run.root], "check": ["--data", finished_run.data]}[command]
+    said = apart(command, *words, env={"COLUMNS": "40"})
+    assert said.code == 0
+    if command == "leaderboard":
+        assert "gated-geometric-mean" in said.out.replace("\n", "")
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_locale_without_utf_8_does_not_crash(finished_run, env, apart):
+    run, data = finished_run.root, finished_run.data
+    for words in (
+        ["--help"],
+        ["config", "show", "cpu"],
+        ["leaderboard", "--run", run],
+        ["check-submission", run / "submission.csv", "--data", data],
+    ):
+        said = apart(*words, env=env | {"PYTHONCOERCECLOCALE": "0"})
+        assert said.code == 0, said.err
+        assert said.out
+    said = apart("stack", "--run", run / "é", env=env | {"PYTHONCOERCECLOCALE": "0"})
+    assert said.code == 4
+    assert "is not a run" in said.err
+    assert "Traceback" not in said.err
+
+
+# ---- errors
+
+
+def test_an_error_is_one_message_and_a_hint_unless_debug_is_given(tmp_path, here):
+    said = here("leaderboard", "--run", tmp_path)
+    assert said.code == 4
+    assert said.err.splitlines()[0].startswith(f"error: {tmp_path}: is not a run")
+    assert said.err.splitlines()[1].startswith("hint: start with 'engine train-zoo")
+    debug = here("--debug", "leaderboard", "--run", tmp_path)
+    assert debug.code == 4
+    assert "Traceback" in debug.err
+
+
+def test_a_fault_of_the_engine_itself_is_said_in_one_line(monkeypatch, tmp_path, here):
+    def fail(*_):
+        raise ZeroDivisionError("one by zero")
+
+    monkeypatch.setattr("engine.pipeline.read_leaderboard", fail)
+    said = here("leaderboard", "--run", tmp_path)
+    assert said.code == 1
+    assert "error: ZeroDivisionError: one by zero" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_running_out_of_memory_is_a_resource_error(monkeypatch, tmp_path, here):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("engine.pipeline.read_leaderboard", fail)
+    assert here("leaderboard", "--run", tmp_path).code == 6
+
+
+def test_an_interrupt_outside_a_training_ends_in_130(monkeypatch, tmp_path, here):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.pipeline.read_leaderboard", fail)
+    said = here("leaderboard", "--run", tmp_path)
+    assert said.code == 130
+    assert "run the same command again to go on" in said.err
