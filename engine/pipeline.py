@@ -102,8 +102,6 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
         PartialFailureError: when some members failed and others were finished.
         KeyboardInterrupt: when asked to stop; finished work and the training in progress are kept.
     """
-    from zoo.members import PhotoSet
-
     run = Run(request.run, create=True)
     with run.locked(), graceful_stop() as stop:
         config = resolve_config(run, request)
@@ -112,6 +110,8 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
         save_config(run, config)
         catalog = make_catalog(run, config, data, progress)
         folds = make_fold_table(run, config, catalog, progress)
+        from zoo.members import PhotoSet  # brings torch: no mistake above has to wait for it
+
         photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
         _train_members(run, config, recipes, photos, progress, stop, force_new=request.force_new)
     return run
@@ -173,6 +173,7 @@ def make_catalog(run: Run, config: EngineConfig, data: Path, progress: Progress)
         run.save_table("catalog.parquet", table, CATALOG, inputs, {"data": str(data)})
     catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
     bad = bad_images(catalog)
+    run.path("bad_images.csv").unlink(missing_ok=True)  # of an earlier catalog
     if len(bad):
         write_text(run.path("bad_images.csv"), bad.to_csv(index=False, lineterminator="\n"))
         progress.say(f"{len(bad)} photos cannot be used and are set aside: {run.path('bad_images.csv')}")

@@ -31,8 +31,8 @@ from engine.core.errors import ArtifactError, ConfigError, DataError, ResourceEr
 from engine.core.progress import Progress
 from engine.core.runs import describe_changes
 from engine.core.storage import make_folder, read_json, sha256_file, sha256_json, write_json
-from engine.demo_landmarks import Landmark, Rng, make_landmark
-from engine.demo_scenes import landmark_photo, other_photo
+from engine.demo.landmarks import Landmark, Rng, make_landmark
+from engine.demo.scenes import landmark_photo, other_photo
 
 FACTS = "demo.json"
 _VERSION = 1  # raised when the same seed draws other pictures

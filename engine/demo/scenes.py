@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from engine.demo_drawing import Camera, Light, Model, draw_model, draw_shadow, look_at, to_bytes
-from engine.demo_landmarks import Landmark, Rng, make_street
-from engine.demo_solids import Array, Colour, mix
+from engine.demo.drawing import Camera, Light, Model, draw_model, draw_shadow, look_at, to_bytes
+from engine.demo.landmarks import Landmark, Rng, make_street
+from engine.demo.solids import Array, Colour, mix
 
 LONGEST = 128  # pixels: what a small backbone sees, and quick to draw
 _SUPERSAMPLE = 2  # drawn at twice the size: lines of half a pixel, soft edges

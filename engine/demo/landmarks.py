@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.demo_drawing import Model, assemble
-from engine.demo_solids import (
+from engine.demo.drawing import Model, assemble
+from engine.demo.solids import (
     ARCH,
     DARK,
     DISC,

@@ -1,7 +1,7 @@
 """How the demo's solids are seen: a camera, a light, flat shaded polygons.
 
 In: solids, and a Pillow canvas. Out: polygons drawn on it; nothing here touches the disk. World and colours are those
-of `engine.demo_solids`. Letters: V points, P patches, F faces, S solids.
+of `engine.demo.solids`. Letters: V points, P patches, F faces, S solids.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageDraw
 
-from engine.demo_solids import Array, Colour, Solid
+from engine.demo.solids import Array, Colour, Solid
 
 _NEAR = 0.05  # nothing is projected from nearer than this, in landmark sizes
 _TOUCH = 0.004  # solids that overlap by less than this are beside one another
