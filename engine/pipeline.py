@@ -37,6 +37,7 @@ from engine.core.config import (
 )
 from engine.core.csvfile import read_rows
 from engine.core.errors import (
+    ChangedSettingsError,
     ConfigError,
     DataError,
     EngineError,
@@ -220,6 +221,8 @@ def _train_members(
     for recipe in recipes:
         try:
             run_member(context, recipe)
+        except ChangedSettingsError:
+            raise  # not a failure of the member: the user has to choose
         except EngineError as error:
             progress.say(f"{recipe.name}: failed: {error}")
             failures[recipe.name] = error

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from engine.core.config import flatten
-from engine.core.errors import ArtifactError
+from engine.core.errors import ChangedSettingsError
 from engine.core.gap import score_answers
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
@@ -145,7 +145,7 @@ def run_member(context: Context, recipe: Recipe) -> None:
     """Bring a member to its merged scores; whatever is finished and fresh is not done again.
 
     Raises:
-        ArtifactError: when finished work was made from other settings and `force_new` is not set.
+        ChangedSettingsError: when finished work was made from other settings and `force_new` is not set.
         EngineError: when training fails.
         KeyboardInterrupt: when asked to stop; what is finished is kept.
     """
@@ -214,7 +214,7 @@ class _Member:
             return
         changes = context.run.changes(name, inputs)
         if changes and not context.force_new:
-            raise ArtifactError(
+            raise ChangedSettingsError(
                 f"{context.run.path(name)}: was made from other settings:\n" + "\n".join(changes),
                 hint="use --force-new to train it anew, or another --run to keep both",
             )

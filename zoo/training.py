@@ -24,7 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.core.errors import ArtifactError, EngineError
+from engine.core.errors import ChangedSettingsError, EngineError
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
 from engine.core.runs import describe_changes
@@ -142,7 +142,7 @@ def train(
         The trained model, or its exponential average when the recipe asks for one; in evaluation mode.
 
     Raises:
-        ArtifactError: when a checkpoint of other settings stands in the folder and `force_new` is not set.
+        ChangedSettingsError: when a checkpoint of other settings stands in the folder and `force_new` is not set.
         EngineError: when the loss is no longer finite.
         KeyboardInterrupt: when asked to stop; the state is saved.
     """
@@ -198,7 +198,7 @@ class _Loop:
             return
         changes = describe_changes(checkpoint.inputs, self.inputs)
         if changes and not self.session.force_new:
-            raise ArtifactError(
+            raise ChangedSettingsError(
                 f"{self.state}: an unfinished training was made from other settings:\n" + "\n".join(changes),
                 hint="use --force-new to begin it anew, or another --run",
             )

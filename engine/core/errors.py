@@ -50,6 +50,10 @@ class ArtifactError(EngineError):
     exit_code = 4
 
 
+class ChangedSettingsError(ArtifactError):
+    """Finished or begun work of a run that was made from other settings; it is never replaced unasked."""
+
+
 class SubmissionError(EngineError):
     """A submission or solution file that breaks the rules."""
 

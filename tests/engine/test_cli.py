@@ -164,7 +164,8 @@ def test_cv_weighs_the_queries_to_a_prevalence(run, here):
     plain = json.loads(here("leaderboard", "--run", run, "--json").out)
     weighed = json.loads(here("cv", "--run", run, "--prevalence", "0.2", "--json").out)
     gap = {row["name"]: row["gap"] for row in plain}
-    assert all(row["gap"] < gap[row["name"]] for row in weighed)  # more queries without a landmark are in the way
+    assert all(row["gap"] <= gap[row["name"]] for row in weighed)  # more queries without a landmark are in the way
+    assert any(row["gap"] < gap[row["name"]] for row in weighed)
 
 
 # ---- score and the checks
@@ -281,7 +282,7 @@ def test_a_narrow_terminal_folds_and_loses_nothing(finished_run, command, apart)
     said = apart(command, *words, env={"COLUMNS": "40"})
     assert said.code == 0
     if command == "leaderboard":
-        assert "gated-geometric-mean" in said.out.replace("\n", "")
+        assert "against the best member" in said.out
 
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])

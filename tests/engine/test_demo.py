@@ -1,117 +1,294 @@
-"""The demo draws the same competition from the same seed, and never overwrites anything."""
-
-from __future__ import annotations
+"""The demo's competition: its files, its truth, its difficulty's ingredients, and what happens to folders."""
 
 import csv
 import hashlib
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from engine.core.catalog import build_catalog
 from engine.core.config import DataConfig
-from engine.core.errors import ConfigError, DataError
-from engine.core.gap import score_answers
-from engine.demo import make_demo
-from submissions.score import read_solution
+from engine.core.errors import ConfigError, DataError, ResourceError
+from engine.demo import FACTS, DemoData, make_demo
+from engine.demo_drawing import assemble, look_at
+from engine.demo_landmarks import make_landmark, make_street
+from engine.demo_scenes import LONGEST, landmark_photo, other_photo
+from engine.demo_solids import block
 
-SIZE = {"landmarks": 8, "photos": 60, "negatives": 8, "queries": 24}
-DRAW = "import sys; from pathlib import Path; from engine.demo import make_demo; make_demo(Path(sys.argv[1]), {})"
-
-
-def _bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+LANDMARKS, PHOTOS, NEGATIVES, QUERIES = 6, 40, 8, 20
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as handle:
-        return list(csv.DictReader(handle))
+def small_demo(folder: Path, *, seed: int = 0) -> DemoData:
+    return make_demo(folder, seed=seed, landmarks=LANDMARKS, photos=PHOTOS, negatives=NEGATIVES, queries=QUERIES)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("demo") / "competition", **SIZE)
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
+    return small_demo(tmp_path_factory.mktemp("demo") / "competition")
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process(demo, tmp_path):
-    words = ", ".join(f"{name}={value}" for name, value in SIZE.items())
-    subprocess.run([sys.executable, "-c", DRAW.format(words), tmp_path / "other"], check=True)
-    assert _bytes_of(tmp_path / "other") == _bytes_of(demo.solution.parent)
+def test_demo_has_the_files_of_the_challenge(demo):
+    assert {path.name for path in demo.data.glob("*.csv")} == {
+        "train.csv",
+        "test.csv",
+        "train_nonlandmark.csv",
+        "index.csv",
+    }
+    for split in ("train", "test", "train_nonlandmark"):
+        named = {row["id"] for row in rows(demo.data / f"{split}.csv")}
+        assert {path.stem for path in (demo.data / split).iterdir()} == named
+    assert list(rows(demo.data / "train.csv")[0]) == ["id", "url", "landmark_id"]
+    assert list(rows(demo.data / "test.csv")[0]) == ["id", "url"]
+    assert abs(len(rows(demo.data / "train.csv")) - PHOTOS) <= LANDMARKS
+    assert len(rows(demo.data / "test.csv")) == QUERIES
+    assert len(rows(demo.data / "train_nonlandmark.csv")) == NEGATIVES
 
 
-def test_another_seed_gives_other_photos(demo, tmp_path):
-    other = make_demo(tmp_path / "other", seed=1, **SIZE)
-    assert not {p.name for p in (other.data / "train").iterdir()} & {p.name for p in (demo.data / "train").iterdir()}
-
-
-def test_the_catalog_reads_the_demo_without_a_problem(demo):
-    catalog = build_catalog(demo.data, DataConfig())
-    assert catalog["problem"].isna().all()
-    assert catalog["landmark_id"].nunique() == SIZE["landmarks"]
-    assert (catalog["split"] == "nonlandmark").any()
-
-
-def test_an_id_is_the_hash_of_its_photo(demo):
-    for path in (demo.data / "test").iterdir():
+def test_photo_ids_are_the_start_of_their_sha1(demo):
+    for path in demo.data.rglob("*.jpg"):
         assert path.stem == hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16]
 
 
-def test_the_truth_stands_outside_the_data_and_covers_the_test_set(demo):
-    truth = read_solution(demo.solution)
-    assert demo.data not in demo.solution.parents
-    assert truth["id"].tolist() == [row["id"] for row in _rows(demo.data / "test.csv")]
-    known = {row["landmark_id"] for row in _rows(demo.data / "train.csv")}
-    assert set(truth["landmark_id"].dropna()) <= known
-    assert 0 < truth["landmark_id"].notna().mean() < 0.6
-    perfect = truth.assign(confidence=1.0)
-    assert score_answers(perfect, truth) == 1.0
-
-
-def test_classes_have_a_long_tail_and_some_photos_are_tiny(tmp_path):
-    demo = make_demo(tmp_path / "demo", landmarks=12, photos=150, negatives=40, queries=110)
-    sizes = Counter(row["landmark_id"] for row in _rows(demo.data / "train.csv"))
-    assert min(sizes.values()) <= 2
-    assert max(sizes.values()) >= 20
-    shapes = []
+def test_photos_are_small_rgb_jpegs(demo):
     for path in demo.data.rglob("*.jpg"):
         with Image.open(path) as image:
-            shapes.append(image.size)
-    assert min(max(shape) for shape in shapes) <= 15
-    assert max(max(shape) for shape in shapes) <= 128
+            image.load()
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert max(image.size) <= LONGEST
 
 
-def test_a_demo_is_reused_and_never_drawn_over(demo):
-    before = {path: path.stat().st_mtime_ns for path in demo.solution.parent.rglob("*")}
-    assert make_demo(demo.solution.parent, **SIZE) == demo
-    assert {path: path.stat().st_mtime_ns for path in demo.solution.parent.rglob("*")} == before
+def test_solution_lies_outside_the_data_and_answers_every_query(demo):
+    solution = rows(demo.solution)
+    assert demo.data not in demo.solution.parents
+    assert [row["id"] for row in solution] == [row["id"] for row in rows(demo.data / "test.csv")]
+    known = {row["landmark_id"] for row in rows(demo.data / "train.csv")}
+    answers = [row["landmarks"] for row in solution]
+    assert set(answers) - {""} <= known
+    assert sum(answer != "" for answer in answers) == round(0.45 * QUERIES)
+
+
+def test_index_names_every_training_landmark(demo):
+    index = {row["landmark_id"]: row["name"] for row in rows(demo.data / "index.csv")}
+    assert set(index) == {row["landmark_id"] for row in rows(demo.data / "train.csv")}
+    assert all(" of " in name for name in index.values())
+
+
+def test_landmarks_have_a_long_tail(demo):
+    sizes = sorted(Counter(row["landmark_id"] for row in rows(demo.data / "train.csv")).values())
+    assert len(sizes) == LANDMARKS
+    assert sizes[0] == 1
+    assert sizes[-1] >= PHOTOS / 3
+
+
+def test_catalog_reads_the_demo_without_a_problem(demo):
+    catalog = build_catalog(demo.data, DataConfig())
+    assert catalog["problem"].isna().all()
+    assert len(catalog) == len(list(demo.data.rglob("*.jpg")))
+
+
+def test_same_seed_draws_the_same_bytes_in_another_process(demo, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from engine.demo import make_demo;"
+        f"make_demo(Path(sys.argv[1]), landmarks={LANDMARKS}, photos={PHOTOS}, negatives={NEGATIVES}, queries={QUERIES})"
+    )
+    again = tmp_path / "again"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code, str(again)], check=True, env=environment, timeout=120)
+    assert files(again) == files(demo.data.parent)
+
+
+def test_another_seed_draws_other_photos(demo, tmp_path):
+    other = small_demo(tmp_path / "other", seed=1)
+    assert not {path.name for path in other.data.rglob("*.jpg")} & {path.name for path in demo.data.rglob("*.jpg")}
+
+
+def test_default_plan_holds_tiny_photos_copies_wrong_labels_and_unseen_landmarks():
+    from engine.demo import _plan, _Size
+
+    shots = _plan(_Size(landmarks=40, photos=1100, negatives=150, queries=400), 50, np.random.default_rng(0))
+    train = [shot for shot in shots if shot.split == "train"]
+    queries = [shot for shot in shots if shot.split == "test"]
+    assert 1000 <= len(train) <= 1300
+    assert sum(shot.label is not None for shot in queries) == 180
+    assert sum(shot.label is None and shot.subject is not None for shot in queries) == 60
+    assert {shot.subject for shot in queries if shot.label is None and shot.subject is not None} <= set(range(40, 50))
+    assert 10 <= sum(shot.tiny for shot in shots) <= 40
+    assert 10 <= sum(shot.copy for shot in shots) <= 50
+    assert 10 <= sum(shot.subject != shot.label for shot in train) <= 30
+    sizes = Counter(shot.label for shot in train)
+    assert min(sizes.values()) == 1
+    assert 50 <= max(sizes.values()) <= 80
+
+
+def test_copies_are_near_duplicates_of_a_photo_with_the_same_label():
+    from engine.demo import _make_landmarks, _plan, _Size, _take
+
+    size = _Size(landmarks=6, photos=300, negatives=0, queries=0)
+    rng = np.random.default_rng([0, 0])
+    models = _make_landmarks(0, size, rng)
+    shots = _plan(size, len(models), rng)
+    copy = next(shot for shot in shots if shot.copy and not shot.tiny)
+    twin = next(shot for shot in shots if shot.scene == copy.scene and not shot.copy)
+    assert copy.label == twin.label
+    first, second = (_take(shot, models, 0, number) for number, shot in enumerate((copy, twin)))
+    assert first != second
+
+
+def test_progress_counts_every_photo(tmp_path):
+    seen: list[tuple[int, int]] = []
+    make_demo(
+        tmp_path / "d",
+        landmarks=2,
+        photos=4,
+        negatives=1,
+        queries=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    total = seen[0][1]
+    assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_finished_demo_is_reused_without_drawing(demo):
+    before = {path: path.stat().st_mtime_ns for path in demo.data.rglob("*")}
+    assert small_demo(demo.data.parent) == demo
+    assert {path: path.stat().st_mtime_ns for path in demo.data.rglob("*")} == before
+
+
+def test_empty_folder_is_used(tmp_path):
+    folder = tmp_path / "with a space and é"
+    folder.mkdir()
+    assert small_demo(folder).solution.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.faults
-def test_a_demo_of_other_settings_or_with_changed_photos_is_refused(tmp_path):
-    demo = make_demo(tmp_path / "demo", **SIZE)
-    with pytest.raises(DataError, match="seed"):
-        make_demo(tmp_path / "demo", seed=1, **SIZE)
-    next((demo.data / "train").iterdir()).unlink()
-    with pytest.raises(DataError):
-        make_demo(tmp_path / "demo", **SIZE)
+def test_folder_of_something_else_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="something else than a demo"):
+        small_demo(tmp_path)
+    assert files(tmp_path) == {"thesis.txt": b"mine"}
 
 
 @pytest.mark.faults
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
-    mine = tmp_path / "thesis.txt"
-    mine.write_text("years of work")
-    with pytest.raises(DataError):
-        make_demo(tmp_path, **SIZE)
-    assert list(tmp_path.iterdir()) == [mine]
+def test_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="something else"):
+        small_demo(tmp_path / "demo")
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("wrong", [{"landmarks": 1}, {"photos": 3}, {"queries": -1}, {"negatives": -1}])
-def test_sizes_that_make_no_competition_are_refused(tmp_path, wrong):
-    with pytest.raises(ConfigError):
-        make_demo(tmp_path / "demo", **(SIZE | wrong))
-    assert not list(tmp_path.iterdir())
+def test_demo_of_other_settings_is_refused_with_the_difference(demo):
+    before = files(demo.data.parent)
+    with pytest.raises(DataError, match="seed: 0 -> 5"):
+        small_demo(demo.data.parent, seed=5)
+    assert files(demo.data.parent) == before
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["edited", "removed", "added"])
+def test_demo_that_was_changed_is_refused(tmp_path, damage):
+    made = make_demo(tmp_path / "d", landmarks=2, photos=3, negatives=1, queries=2)
+    if damage == "edited":
+        made.solution.write_text("id,landmarks\n", encoding="utf-8")
+    elif damage == "removed":
+        next(made.data.rglob("*.jpg")).unlink()
+    else:
+        (made.data / "train" / "more.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="not those that were drawn"):
+        make_demo(tmp_path / "d", landmarks=2, photos=3, negatives=1, queries=2)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("facts", ["", "[]", "{}", '{"settings": 3}'])
+def test_damaged_facts_are_refused(tmp_path, facts):
+    made = make_demo(tmp_path / "d", landmarks=2, photos=3, negatives=1, queries=2)
+    (made.data.parent / FACTS).write_text(facts, encoding="utf-8")
+    with pytest.raises(DataError, match="demo"):
+        make_demo(tmp_path / "d", landmarks=2, photos=3, negatives=1, queries=2)
+
+
+@pytest.mark.faults
+def test_interrupted_drawing_leaves_nothing_behind(tmp_path):
+    def interrupt(done: int, _total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_demo(tmp_path / "d", landmarks=2, photos=20, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+def test_folder_that_cannot_be_written_is_a_resource_error(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        small_demo(tmp_path / "file" / "demo")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("sizes", [(1, 10, 0, 0), (5, 4, 0, 0), (5, 9, -1, 0), (5, 9, 0, -1)])
+def test_sizes_that_make_no_competition_are_refused(tmp_path, sizes):
+    landmarks, photos, negatives, queries = sizes
+    with pytest.raises(ConfigError, match="cannot be drawn"):
+        make_demo(tmp_path / "d", landmarks=landmarks, photos=photos, negatives=negatives, queries=queries)
+
+
+def test_every_family_can_be_built_and_fits_its_box():
+    for family in range(13):
+        for number in range(4):
+            landmark = make_landmark(family, np.random.default_rng(family), np.random.default_rng([family, number]))
+            points = landmark.model.points
+            assert np.isfinite(points).all()
+            assert points.min(axis=0)[2] >= -1e-9
+            assert np.isclose((points.max(axis=0) - points.min(axis=0)).max(), 1)
+            assert ((landmark.model.albedo >= 0) & (landmark.model.albedo <= 1)).all()
+
+
+def test_look_alikes_differ_in_detail():
+    first, second = (make_landmark(0, np.random.default_rng(0), np.random.default_rng(n)).model for n in (1, 2))
+    assert first.points.shape != second.points.shape or not np.allclose(first.points, second.points)
+
+
+def test_photos_of_every_kind_fit_the_size():
+    street = make_street(np.random.default_rng(0))
+    assert len(street.centres) > 4
+    landmark = make_landmark(0, np.random.default_rng(0), np.random.default_rng(1))
+    for number in range(30):
+        for photo in (
+            landmark_photo(landmark, np.random.default_rng(number)),
+            other_photo(np.random.default_rng(number)),
+        ):
+            assert max(photo.size) <= LONGEST
+            assert min(photo.size) >= 64
+            assert np.asarray(photo).std() > 2
+
+
+def test_camera_sees_up_as_up_and_right_as_right():
+    camera = look_at(np.zeros(3), azimuth=0.0, elevation=0.2, distance=3.0, focal=100.0, centre=np.array([50.0, 40.0]))
+    middle, above, right = camera.project(np.array([[0.0, 0, 0], [0, 0, 0.5], [0.5, 0, 0]]))
+    assert np.allclose(middle, (50, 40))
+    assert above[1] < middle[1]
+    assert right[0] > middle[0]
+    far = camera.project(np.array([[0.0, 1e6, 0]]))
+    assert camera.horizon == pytest.approx(far[0, 1], abs=0.01)
+
+
+def test_faces_of_a_block_point_outwards():
+    model = assemble([block(0, 1, 0.5, (0.5, 0.5, 0.5))])
+    middle = model.points.mean(axis=0)
+    assert (np.einsum("fd,fd->f", model.centres - middle, model.normals) > 0).all()

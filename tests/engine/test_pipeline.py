@@ -29,7 +29,7 @@ count = 2
 enabled = false
 [[members]]
 recipe = "tiny-scratch"
-set = { "train.epochs" = 40, "train.checkpoint_seconds" = 0.01 }
+set = { "train.epochs" = 12, "train.checkpoint_seconds" = 0.01 }
 """
 FEW_PHOTOS = """
 threads = 1
@@ -297,14 +297,25 @@ def test_a_member_from_the_hub_without_a_network_is_told_the_other_ways_soon(run
 def test_the_whole_job_elsewhere_gives_the_same_bytes(finished_run, tmp_path, apart):
     """Another process, working directory, run folder and order of hashing."""
     data = os.path.relpath(finished_run.data, tmp_path)
-    words = ["train-zoo", "--config", "tiny", "--set", "threads=1", "--data", data, "--run", "again"]
-    for words in (words, ["stack", "--oof", "--run", "again"], ["submit", "--run", "again"]):  # noqa: B020
-        said = apart(*words, cwd=tmp_path, env={"PYTHONHASHSEED": "1"})
+    train = ["train-zoo", "--config", "tiny", "--set", "threads=1", "--data", data]
+    for words in (train, ["stack", "--oof"], ["submit"]):
+        said = apart(*words, "--run", "again", cwd=tmp_path, env={"PYTHONHASHSEED": "1"})
         assert said.code == 0, said.err
         assert "Warning" not in said.err
     same = [name for name in Run(finished_run.root).names() if not name.endswith("leaderboard.json")]  # has seconds
     assert [name for name in same if _bytes(tmp_path / "again", name) != _bytes(finished_run.root, name)] == []
     assert "submission.csv" in same
+
+
+def test_one_or_two_threads_answer_the_same_when_no_backbone_is_trained(competition, tmp_path, here):
+    """The gradients of a convolution are summed in an order that depends on the threads; nothing else is."""
+    for threads in (1, 2):
+        run = ["--run", tmp_path / f"{threads}"]
+        given = ["--config", "tiny", "--data", competition, "--set", f"threads={threads}", *_members(FROZEN)]
+        for words in (["train-zoo", *given], ["stack", "--oof"], ["submit"]):
+            assert here(*words, *run).code == 0
+    assert _bytes(tmp_path / "1", "submission.csv") == _bytes(tmp_path / "2", "submission.csv")
+    assert _bytes(tmp_path / "1", "stack/answers.oof.parquet") == _bytes(tmp_path / "2", "stack/answers.oof.parquet")
 
 
 def _bytes(root, name):
@@ -350,8 +361,10 @@ def interrupted(request, slow_config, competition, tmp_path_factory, here):
     while not (root / "zoo/tiny-scratch/fold0/metrics.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)  # so that it is still at work however long the second takes
     second = here(*words)
     process.send_signal(request.param)
+    process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=60)
     return Interrupted(process.pid, second, process.returncode, err, here(*words), root), request.param
 
