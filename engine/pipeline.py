@@ -104,7 +104,7 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
         KeyboardInterrupt: when asked to stop; finished work and the training in progress are kept.
     """
     run = Run(request.run, create=True)
-    with run.locked(), graceful_stop() as stop:
+    with run.locked():
         config = resolve_config(run, request)
         recipes = member_recipes(config)  # before any photo is read: a typing error should cost no time
         data = find_data(run, request.data)
@@ -114,7 +114,10 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
         from zoo.members import PhotoSet  # brings torch: no mistake above has to wait for it
 
         photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
-        _train_members(run, config, recipes, photos, progress, stop, force_new=request.force_new)
+        with graceful_stop() as stop:
+            _train_members(run, config, recipes, photos, progress, stop, force_new=request.force_new)
+            if stop.requested:  # after the last step of a training
+                raise KeyboardInterrupt
     return run
 
 

@@ -166,7 +166,8 @@ def _reuse(folder: Path, settings: dict[str, int]) -> DemoData:
         facts = read_json(folder / FACTS)
     except ArtifactError:
         raise DataError(f"{folder}: holds something else than a demo", hint=hint) from None
-    changes = describe_changes(facts.get("settings", {}), settings)
+    drawn = facts.get("settings")
+    changes = describe_changes(drawn if isinstance(drawn, dict) else {}, settings)
     if changes:
         raise DataError(f"{folder}: holds another demo ({'; '.join(changes)})", hint=hint)
     if facts.get("content") != _content(folder):

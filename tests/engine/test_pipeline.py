@@ -398,6 +398,26 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(interrupted, uninterr
     assert not list(found.root.rglob("state/*"))
 
 
+@pytest.mark.parametrize("stage", ["build_catalog", "make_folds"])
+def test_an_interrupt_before_any_training_ends_at_once(stage, competition, tmp_path, monkeypatch, here):
+    def wait(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(f"engine.pipeline.{stage}", wait)
+    began = time.monotonic()
+    said = here("train-zoo", "--config", "tiny", "--data", competition, "--run", tmp_path / "run")
+    assert said.code == 130
+    assert time.monotonic() - began < 30
+
+
+def test_an_interrupt_in_the_gate_does_not_let_cv_go_on(run, monkeypatch, here):
+    monkeypatch.setattr("zoo.gate.run_gate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    before = _times(run)
+    assert here("cv", "--run", run, "--set", "stack.trees=3").code == 130
+    assert _times(run) == before
+
+
 # ---- honesty
 
 
@@ -421,6 +441,7 @@ def test_shuffled_labels_give_a_gap_at_chance_and_the_true_ones_do_not(data, tmp
         said = here("cv", "--json", "--config", config, "--data", data, "--run", tmp_path / labels)
         assert said.code == 0, said.err
         gaps[labels] = {row["name"]: row["gap"] for row in json.loads(said.out)}
+    print(gaps)
     assert gaps["true"]["tiny-frozen"] > 0.5
     assert gaps["true"]["stack"] > 0.5
     assert max(gaps["shuffled"].values()) < 0.2, gaps
