@@ -441,7 +441,6 @@ def test_shuffled_labels_give_a_gap_at_chance_and_the_true_ones_do_not(data, tmp
         said = here("cv", "--json", "--config", config, "--data", data, "--run", tmp_path / labels)
         assert said.code == 0, said.err
         gaps[labels] = {row["name"]: row["gap"] for row in json.loads(said.out)}
-    print(gaps)
     assert gaps["true"]["tiny-frozen"] > 0.5
     assert gaps["true"]["stack"] > 0.5
     assert max(gaps["shuffled"].values()) < 0.2, gaps
