@@ -35,7 +35,7 @@ DataOption = Annotated[
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder that everything is made in; reused when it is there.")]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="cpu, gpu, tiny, or a TOML file. [default: the run's own, or cpu]")
+    str | None, typer.Option("--config", help="cpu, gpu, tiny, or a TOML file. Default: the run's own, or cpu.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
@@ -133,7 +133,7 @@ def submit(
 @app.command(epilog="Example: engine cv --data photos --run runs/first")
 def cv(
     data: DataOption = None,
-    run: Annotated[Path | None, typer.Option("--run", help="The run to use or make. [default: runs/cv-demo]")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The run to use or make. Default: runs/cv-demo.")] = None,
     config: ConfigOption = None,
     prevalence: PrevalenceOption = None,
     settings: SetOption = None,
@@ -161,7 +161,7 @@ def cv(
 def demo(
     run: RunOption = Path("runs/demo"),
     config: Annotated[
-        str | None, typer.Option("--config", help="A preset or a TOML file. [default: demo, or demo-scratch]")
+        str | None, typer.Option("--config", help="A preset or a TOML file. Default: demo, or demo-scratch.")
     ] = None,
     settings: SetOption = None,
     device: DeviceOption = None,

@@ -150,6 +150,14 @@ def test_a_further_test_photo_is_answered_without_training_anew(run, data, here)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")} == weights
 
 
+def test_a_touched_file_is_not_a_changed_one(run, here):
+    for path in (run / "zoo").rglob("*.safetensors"):
+        os.utime(path)
+    before = _times(run)
+    assert here("train-zoo", "--run", run).code == 0
+    assert _times(run) == before
+
+
 # ---- damage
 
 
@@ -443,4 +451,4 @@ def test_shuffled_labels_give_a_gap_at_chance_and_the_true_ones_do_not(data, tmp
         gaps[labels] = {row["name"]: row["gap"] for row in json.loads(said.out)}
     assert gaps["true"]["tiny-frozen"] > 0.5
     assert gaps["true"]["stack"] > 0.5
-    assert max(gaps["shuffled"].values()) < 0.2, gaps
+    assert max(gaps["shuffled"].values()) < 0.3, gaps  # the largest class is 0.22 of the queries
