@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import io
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,14 @@ from PIL import Image
 from engine.core.catalog import build_catalog
 from engine.core.config import DataConfig
 from engine.core.errors import ConfigError, DataError, ResourceError
+from engine.core.gap import score_answers
 from engine.core.progress import Advance, Progress
-from engine.demo import FACTS, DemoData, _make_landmarks, _plan, _Size, _take, make_demo
+from engine.demo import FACTS, DemoData, _make_landmarks, _plan, _Shot, _Size, _take, make_demo
 from engine.demo.drawing import assemble, look_at
 from engine.demo.landmarks import make_landmark, make_street
 from engine.demo.scenes import LONGEST, landmark_photo, other_photo
 from engine.demo.solids import block
+from submissions.score import read_solution
 
 LANDMARKS, PHOTOS, NEGATIVES, QUERIES = 6, 40, 8, 20
 
@@ -56,6 +60,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def thumbnail_correlation(first: bytes, second: bytes) -> float:
+    thumbnails = [Image.open(io.BytesIO(photo)).convert("L").resize((16, 16)) for photo in (first, second)]
+    return float(np.corrcoef([np.asarray(thumbnail).ravel() for thumbnail in thumbnails])[0, 1])
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +110,11 @@ def test_solution_lies_outside_the_data_and_answers_every_query(demo):
     answers = [row["landmarks"] for row in solution]
     assert set(answers) - {""} <= known
     assert sum(answer != "" for answer in answers) == round(0.45 * QUERIES)
+
+
+def test_truth_scores_itself_as_perfect(demo):
+    truth = read_solution(demo.solution)
+    assert score_answers(truth.assign(confidence=1.0), truth) == 1.0
 
 
 def test_index_names_every_training_landmark(demo):
@@ -163,8 +177,22 @@ def test_copies_are_near_duplicates_of_a_photo_with_the_same_label():
     copy = next(shot for shot in shots if shot.copy and not shot.tiny)
     twin = next(shot for shot in shots if shot.scene == copy.scene and not shot.copy)
     assert copy.label == twin.label
-    first, second = (_take(shot, models, 0, number) for number, shot in enumerate((copy, twin)))
-    assert first != second
+    photos = [_take(replace(shot, tiny=False), models, 0, number) for number, shot in enumerate((copy, twin))]
+    assert photos[0] != photos[1]
+    assert thumbnail_correlation(*photos) > 0.98  # what the catalog calls a near duplicate
+
+
+def test_photos_of_one_landmark_are_not_near_duplicates():
+    models = _make_landmarks(0, _Size(landmarks=2, photos=4, negatives=0, queries=0), np.random.default_rng(0))
+    photos = [_take(_Shot("train", scene, 0, 0), models, 0, scene) for scene in range(8)]
+    assert max(thumbnail_correlation(photos[0], other) for other in photos[1:]) < 0.98
+
+
+def test_a_tiny_photo_has_the_smallest_size_of_the_challenge():
+    models = _make_landmarks(0, _Size(landmarks=2, photos=4, negatives=0, queries=0), np.random.default_rng(0))
+    for scene in range(6):
+        with Image.open(io.BytesIO(_take(_Shot("train", scene, 0, 0, tiny=True), models, 0, scene))) as image:
+            assert sorted(image.size) == [10, 15]
 
 
 def test_progress_counts_every_photo(tmp_path):
