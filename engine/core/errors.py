@@ -1,7 +1,7 @@
 """The one error tree: what went wrong, where, what to do, and the exit code it ends in.
 
-Exit codes: 0 ok, 1 everything that was asked for failed, 2 usage or configuration, 3 data, 4 artifact, 5 submission,
-6 resources, 7 part of the work failed, 130 interrupted.
+Exit codes: 0 ok, 1 a fault of the engine, 2 usage or configuration, 3 data, 4 artifact, 5 submission, 6 resources,
+7 part of the work failed, 130 interrupted. When everything failed, it is the code of the first error.
 """
 
 from __future__ import annotations
