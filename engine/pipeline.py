@@ -214,11 +214,13 @@ def _train_members(
     from zoo.device import make_accelerator
     from zoo.gate import run_gate
     from zoo.members import Context, run_member
+    from zoo.processes import process_count
 
     accelerator = make_accelerator(config.device, config.precision, config.cores)
     context = Context(
         run, photos, accelerator, progress, stop,
-        seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers, force_new=force_new,
+        seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers,
+        processes=process_count(config.processes, config.device, accelerator.device), force_new=force_new,
     )  # fmt: skip
     failures: dict[str, EngineError] = {}
     for recipe in recipes:

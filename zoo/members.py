@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ from zoo.checkpoints import clear_checkpoints
 from zoo.embedding import embed_photos
 from zoo.network import FrozenNetwork, Head, NeighbourHead, Network, train_mode, trains_faster_mixed
 from zoo.photos import Photos
+from zoo.processes import Worker, run_in_processes
 from zoo.recipe import Recipe
 from zoo.sources import EmbeddingSource, PhotoSource, Rows, Source
 from zoo.training import Session, TrainingSet, train
@@ -127,6 +128,7 @@ class Context:
         seed: of everything random.
         max_pixels: limit of the photo reader.
         workers: decoding processes.
+        processes: that train a network together.
         force_new: make finished work of other settings anew instead of refusing.
     """
 
@@ -138,6 +140,7 @@ class Context:
     seed: int
     max_pixels: int
     workers: int
+    processes: int = 1
     force_new: bool = False
 
 
@@ -220,16 +223,30 @@ class _Member:
             )
         self.source  # noqa: B018 - embeddings are made here, outside the time of the head's training
         began = time.monotonic()
-        torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
-        model = self._train(fold, inputs)
+        if context.processes > 1 and not self.recipe.backbone.frozen:
+            run_in_processes(
+                _train_share, (self._make_context(), self.recipe, fold, inputs),
+                count=context.processes, accelerator=context.accelerator, progress=context.progress, stop=context.stop,
+            )  # fmt: skip
+        model = self.train(fold, inputs)  # after several processes: from where they ended
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_bytes(context.run.path(name), save(state))
         facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(context.photos.known_landmarks(fold))}
         context.run.record(name, kind="weights", version=VERSION, inputs=inputs, facts=facts)
         clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
 
-    def _train(self, fold: int, inputs: Mapping[str, Any]) -> nn.Module:
+    def _make_context(self) -> Callable[..., Context]:
+        """A context like this one but for (accelerator, progress, stop), as another process needs it."""
+        given = self.context
+        return partial(
+            Context, given.run, given.photos,
+            seed=given.seed, max_pixels=given.max_pixels, workers=given.workers, force_new=given.force_new,
+        )  # fmt: skip
+
+    def train(self, fold: int, inputs: Mapping[str, Any]) -> nn.Module:
+        """The fold's model, trained from its newest checkpoint if there is one."""
         context = self.context
+        torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
         if self.recipe.head.kind == "neighbours":
             return fill_index(self._new_model(fold), self._training_set(fold))
         folder = context.run.path(f"{self.folder}/fold{fold}")
@@ -321,6 +338,14 @@ class _Member:
         features = feature_table(found, member=self.recipe.name, queries=queries)
         for each, table, schema in zip(names, (candidates, features), (CANDIDATES, QUERY_FEATURES), strict=True):
             context.run.save_table(each, table, schema, inputs, facts)
+
+
+def _train_share(
+    worker: Worker, make_context: Callable[..., Context], recipe: Recipe, fold: int, inputs: Mapping[str, Any]
+) -> None:
+    """What each of several processes does for a fold."""
+    context = make_context(worker.accelerator, worker.progress, worker.stop)
+    _Member(context, recipe).train(fold, inputs)
 
 
 @torch.inference_mode()

@@ -2,6 +2,9 @@
 
 Every random choice of step n depends on (seed, epoch, photo) or (seed, step) only, so that a training that was killed
 and resumed ends in the same weights, bit for bit on the CPU, as one that was not.
+
+In several processes (see `zoo.processes`) each takes its share of every batch and gradients are averaged; the first one
+validates, logs and saves.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.core.errors import ChangedSettingsError, EngineError
 from engine.core.interrupt import StopRequest
@@ -147,13 +151,15 @@ def train(
         KeyboardInterrupt: when asked to stop; the state is saved.
     """
     loop = _Loop(model, data, config, session, seed, dict(inputs))
-    loop.resume()
+    with session.accelerator.main_process_first():  # it also clears away what cannot be used
+        loop.resume()
     try:
         with session.progress.task(session.label, loop.total, "step") as advance:
             advance(loop.step, "")
             while loop.step < loop.total:
                 set_mode(model)
                 loop.run_epoch(advance)
+            loop.hand_over()
     finally:
         session.accelerator.free_memory()  # else it keeps the optimiser, and so the model, of every training
     return loop.best_model.eval()
@@ -177,12 +183,15 @@ class _Loop:
         self.metrics = session.folder / "metrics.jsonl"
         self.optimizer = session.accelerator.prepare(make_optimizer(model, config))
         self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
-        self.batch = min(config.batch_size, len(data.rows))
+        self.processes: int = session.accelerator.num_processes
+        self.is_first: bool = session.accelerator.is_main_process
+        self.batch = min(config.batch_size, len(data.rows)) // self.processes * self.processes
         self.steps_per_epoch = len(data.rows) // self.batch  # a last small batch waits for the next epoch's shuffle
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.step = 0
         self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
         self.saved_at = time.monotonic()
+        self.forward = model  # of a training step
 
     @property
     def best_model(self) -> nn.Module:
@@ -211,16 +220,23 @@ class _Loop:
         """Train to the end of the current epoch and validate; save on the way."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         losses, began = [], time.monotonic()
+        if self.processes > 1 and self.forward is self.model:  # now that frozen parts are known
+            device = self.session.accelerator.device
+            numbers = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.model, device_ids=numbers)
         for batch, target in self._batches(epoch, done):
-            losses.append(self._train_step(batch, target))
+            loss, stop = self._train_step(batch, target)
+            losses.append(loss)
             self.step += 1
             rate = len(losses) * self.batch / (time.monotonic() - began)
             advance(1, f"loss {losses[-1]:.3f}, {rate:.0f}/s")
-            if self.session.stop.requested:
+            if stop or (self.processes == 1 and self.session.stop.requested):  # several have to agree
                 self._save()
                 raise KeyboardInterrupt
             if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
                 self._save()
+        if not self.is_first:
+            return
         gap = self.data.validate(self.best_model.eval())
         self._log(
             {
@@ -236,21 +252,25 @@ class _Loop:
     def _batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(self.data.targets, seed=self.seed, epoch=epoch, power=self.config.landmark_power)
         steps = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
-        order = order[done * self.batch : steps * self.batch]
-        targets = torch.from_numpy(self.data.targets[order]).to(self.session.accelerator.device)
-        batches = self.data.source.train_batches(self.data.rows[order], epoch=epoch, batch_size=self.batch)
-        return zip(batches, torch.split(targets, self.batch), strict=True)
-
-    def _train_step(self, batch: Tensor, target: Tensor) -> float:
         accelerator = self.session.accelerator
-        torch.manual_seed((self.seed << 32) + self.step)  # dropout and stochastic depth
+        order = order[done * self.batch : steps * self.batch][accelerator.process_index :: self.processes]
+        share = self.batch // self.processes
+        targets = torch.from_numpy(self.data.targets[order]).to(accelerator.device)
+        batches = self.data.source.train_batches(self.data.rows[order], epoch=epoch, batch_size=share)
+        return zip(batches, torch.split(targets, share), strict=True)
+
+    def _train_step(self, batch: Tensor, target: Tensor) -> tuple[float, bool]:
+        """One step; returns the loss, and whether to stop, the same in every process."""
+        accelerator = self.session.accelerator
+        torch.manual_seed((self.seed << 32) + self.step * self.processes + accelerator.process_index)  # dropout
         factor = learning_rate_at(self.step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * group["factor"] * factor
         with accelerator.autocast() if self.session.mixed else nullcontext():
-            logits = self.model(batch)
+            logits = self.forward(batch)
         loss = functional.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
-        value = float(loss.detach())
+        told = torch.stack([loss.detach(), loss.new_tensor(float(self.session.stop.requested))])
+        value, stop = accelerator.reduce(told, "mean").tolist()
         if not math.isfinite(value):
             raise EngineError(
                 f"{self.session.label}: the loss is {value} at step {self.step + 1}",
@@ -262,9 +282,16 @@ class _Loop:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
-        return value
+        return value, stop > 0
+
+    def hand_over(self) -> None:
+        """Save the end of a training in several processes for the one that started them."""
+        if self.processes > 1:
+            self._save()
 
     def _save(self) -> None:
+        if not self.is_first:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}

@@ -96,6 +96,7 @@ class EngineConfig(Section):
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device computes it fast
     threads: int = Field(0, ge=0)  # 0: every core this process may use
+    processes: int = Field(0, ge=0, le=64)  # that train one network together; 0: one per CUDA device, else one
     workers: int = Field(0, ge=0)  # processes that decode photos; 0: in this one, right when the cores are busy anyway
     data: DataConfig = DataConfig()
     folds: FoldsConfig = FoldsConfig()
