@@ -19,10 +19,10 @@ from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
 from engine.core.storage import atomic_path, sha256_json
-from zoo.network import Embedder, fold_batch_norms
+from zoo.network import Embedder, build_embedder
 from zoo.recipe import Recipe
 from zoo.sources import PhotoSource
-from zoo.weights import build_backbone, weights_content
+from zoo.weights import weights_content
 
 SHARD = 2048  # photos: a minute of two cores at 224 px, the most that an interruption costs
 BATCH = 16  # photos per forward pass; larger batches leave the cache of a CPU and were slower there
@@ -90,8 +90,8 @@ def embed_photos(
 
 def _frozen_embedder(recipe: Recipe, device: torch.device) -> Embedder:
     torch.manual_seed(0)  # of random weights: every process that adds a shard must draw the same ones
-    backbone = build_backbone(recipe.backbone).eval().requires_grad_(requires_grad=False)
-    return Embedder(fold_batch_norms(backbone, recipe.input.size)).to(memory_format=torch.channels_last).to(device)
+    embedder = build_embedder(recipe, fold=True).eval().requires_grad_(requires_grad=False)
+    return embedder.to(memory_format=torch.channels_last).to(device)
 
 
 @torch.inference_mode()

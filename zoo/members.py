@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from engine.core.config import flatten
-from engine.core.errors import ChangedSettingsError
+from engine.core.errors import ChangedSettingsError, DataError
 from engine.core.gap import score_answers
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
@@ -46,7 +47,8 @@ from zoo.candidates import (
 )
 from zoo.checkpoints import clear_checkpoints
 from zoo.embedding import embed_photos
-from zoo.network import FrozenNetwork, Head, NeighbourHead, Network, train_mode, trains_faster_mixed
+from zoo.heads import build_head
+from zoo.network import Network, build_network, train_mode, trains_faster_mixed
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
 from zoo.recipe import Recipe
@@ -105,9 +107,10 @@ class PhotoSet:
         inside = (self.folds != fold) & (self.folds != NOT_IN_FOLDS)
         return np.flatnonzero(inside if negatives else inside & (self.landmarks != ""))
 
-    def known_landmarks(self, fold: int) -> list[str]:
-        """The landmarks in a fold's training part, sorted: the classes of its model."""
-        return sorted(set(self.landmarks[self.training_rows(fold, negatives=False)]))
+    def known_landmarks(self, fold: int, *, at_least: int = 1) -> list[str]:
+        """The landmarks with that many photos in a fold's training part, sorted: the classes of its model."""
+        names, sizes = np.unique(self.landmarks[self.training_rows(fold, negatives=False)], return_counts=True)
+        return [str(name) for name in names[sizes >= at_least]]
 
     @property
     def fold_count(self) -> int:
@@ -231,7 +234,7 @@ class _Member:
         model = self.train(fold, inputs)  # after several processes: from where they ended
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_bytes(context.run.path(name), save(state))
-        facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(context.photos.known_landmarks(fold))}
+        facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(self.known_landmarks(fold))}
         context.run.record(name, kind="weights", version=VERSION, inputs=inputs, facts=facts)
         clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
 
@@ -247,32 +250,43 @@ class _Member:
         """The fold's model, trained from its newest checkpoint if there is one."""
         context = self.context
         torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
-        if self.recipe.head.kind == "neighbours":
-            return fill_index(self._new_model(fold), self._training_set(fold))
         folder = context.run.path(f"{self.folder}/fold{fold}")
         label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
-        model = self._new_model(fold)
+        model: nn.Module = self._new_model(fold)
         mixed = not self.recipe.backbone.frozen and trains_faster_mixed(model, context.accelerator.device)
         session = Session(folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new)
         data = self._training_set(fold)
-        return train(
-            model, data, self.recipe.train, session,
-            seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
-        )  # fmt: skip
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            model = train(
+                model, data, self.recipe.train, session,
+                seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
+            )  # fmt: skip
+        return self._fill(model, fold)
 
-    def _new_model(self, fold: int, *, pretrained: bool = True) -> nn.Module:
-        known = self.context.photos.known_landmarks(fold)
-        classes = len(known) + int(self.has_none_class(fold))
+    def _new_model(self, fold: int, *, pretrained: bool = True) -> Network:
+        counts = torch.from_numpy(np.bincount(self._training_set(fold).targets))
+        none_class = len(counts) - 1 if self.has_none_class(fold) else None
         if self.recipe.backbone.frozen:
-            return FrozenNetwork(self._new_head(fold, classes)).to(self._device)
+            width = self.embeddings.shape[-1]
+            head = build_head(self.recipe.head, width, counts, none_class=none_class)
+            return Network(nn.Identity(), head).to(self._device)
         recipe = self.recipe if pretrained else _without_weights(self.recipe)
-        return Network(recipe, classes).to(memory_format=torch.channels_last).to(self._device)
+        network = build_network(recipe, counts, none_class=none_class)
+        return network.to(memory_format=torch.channels_last).to(self._device)
 
-    def _new_head(self, fold: int, classes: int) -> nn.Module:
-        width, config = self.embeddings.shape[-1], self.recipe.head
-        if config.kind == "neighbours":
-            return NeighbourHead(width, classes, len(self._training_set(fold).rows), config.scale)
-        return Head(width, classes, config)
+    def _fill(self, model: nn.Module, fold: int) -> nn.Module:
+        """Let a head that answers from the training photos take them in; any other is left as it is."""
+        if hasattr(model.head, "fill"):
+            fill_index(model, self._training_set(fold), self.context.accelerator, mixed=self._scores_mixed)
+        return model
+
+    @property
+    def _scores_mixed(self) -> bool:
+        return not self.recipe.backbone.frozen
+
+    def known_landmarks(self, fold: int) -> list[str]:
+        """The landmarks that the fold's model tells apart."""
+        return known_landmarks(self.context, self.recipe, fold)
 
     def has_none_class(self, fold: int) -> bool:
         """Whether the fold's model has a class for photos without a landmark."""
@@ -282,8 +296,11 @@ class _Member:
     def _training_set(self, fold: int) -> TrainingSet:
         photos = self.context.photos
         rows = photos.training_rows(fold, negatives=self.has_none_class(fold))
-        known = photos.known_landmarks(fold)
+        known = self.known_landmarks(fold)
         position = {landmark: index for index, landmark in enumerate(known)} | {"": len(known)}
+        rows = rows[
+            [landmark in position for landmark in photos.landmarks[rows]]
+        ]  # dropped ones are not 'none of them'
         targets = np.array([position[landmark] for landmark in photos.landmarks[rows]], dtype=np.int64)
         return TrainingSet(self.source, rows, targets, lambda model: self._validation_gap(model, fold))
 
@@ -292,9 +309,9 @@ class _Member:
         rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
         if not known.intersection(photos.landmarks[rows]):
             return math.nan  # nothing that could be right, as in a very small fold
-        best = self._predict(model, fold, rows, keep=1)
+        best = self._predict(self._fill(model, fold), fold, rows, keep=1)
         answers = candidate_table(
-            best, member="", queries=photos.ids[rows].tolist(), landmarks=photos.known_landmarks(fold)
+            best, member="", queries=photos.ids[rows].tolist(), landmarks=self.known_landmarks(fold)
         ).rename(columns={"query": "id", "score": "confidence"})
         truth = pd.DataFrame(
             {
@@ -307,8 +324,8 @@ class _Member:
     def _predict(self, model: nn.Module, fold: int, rows: Rows, *, keep: int) -> Predictions:
         return predict(
             model, self.source, rows,
-            landmarks=len(self.context.photos.known_landmarks(fold)), keep=keep,
-            accelerator=self.context.accelerator, mixed=not self.recipe.backbone.frozen,
+            landmarks=len(self.known_landmarks(fold)), keep=keep,
+            accelerator=self.context.accelerator, mixed=self._scores_mixed,
         )  # fmt: skip
 
     def score_fold(self, fold: int, part: Part) -> None:
@@ -333,7 +350,7 @@ class _Member:
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
         queries = context.photos.ids[rows].tolist()
         candidates = candidate_table(
-            found, member=self.recipe.name, queries=queries, landmarks=context.photos.known_landmarks(fold)
+            found, member=self.recipe.name, queries=queries, landmarks=self.known_landmarks(fold)
         )
         features = feature_table(found, member=self.recipe.name, queries=queries)
         for each, table, schema in zip(names, (candidates, features), (CANDIDATES, QUERY_FEATURES), strict=True):
@@ -349,12 +366,29 @@ def _train_share(
 
 
 @torch.inference_mode()
-def fill_index(model: nn.Module, data: TrainingSet) -> nn.Module:
-    """Give a neighbours head its training photos, each as the mean of its views."""
-    views = data.source.view_batches(data.rows, batch_size=BATCH)
-    embeddings = torch.cat([torch.stack(batch).mean(dim=0) for batch in views])
-    model.head.fill(embeddings, torch.from_numpy(data.targets).to(embeddings.device))  # type: ignore[operator,union-attr]
-    return model
+def fill_index(model: nn.Module, data: TrainingSet, accelerator: Accelerator, *, mixed: bool) -> None:
+    """Give a head that answers from the training photos their embeddings, each the mean of its views."""
+    parts = []
+    for views in data.source.view_batches(data.rows, batch_size=BATCH):
+        with accelerator.autocast() if mixed else nullcontext():
+            embeddings = [model.embed(view) for view in views]  # type: ignore[operator] # a module's own method
+        parts.append(torch.stack([embedding.float() for embedding in embeddings]).mean(dim=0))
+    model.head.fill(torch.cat(parts), torch.from_numpy(data.targets).to(parts[0].device))  # type: ignore[operator,union-attr]
+
+
+def known_landmarks(context: Context, recipe: Recipe, fold: int) -> list[str]:
+    """The landmarks that a recipe's model of a fold tells apart, sorted: those it does not drop.
+
+    Raises:
+        DataError: when it drops all of them.
+    """
+    known = context.photos.known_landmarks(fold, at_least=recipe.train.min_photos)
+    if not known:
+        raise DataError(
+            f"{recipe.name}: no landmark has {recipe.train.min_photos} photos in the training part of fold {fold + 1}",
+            hint="lower train.min_photos",
+        )
+    return known
 
 
 def _without_weights(recipe: Recipe) -> Recipe:
@@ -376,7 +410,7 @@ def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
 def merge_folds(context: Context, recipe: Recipe) -> None:
     """Write `scores/<member>.*`: out of fold every fold's rows, for the test set the mean over the fold models."""
     run, folds = context.run, range(context.photos.fold_count)
-    knows = pd.Series([name for fold in folds for name in context.photos.known_landmarks(fold)]).value_counts()
+    knows = pd.Series([name for fold in folds for name in known_landmarks(context, recipe, fold)]).value_counts()
     for part in ("oof", "test"):
         for ending, schema in (("parquet", CANDIDATES), ("queries.parquet", QUERY_FEATURES)):
             parts = [f"zoo/{recipe.name}/fold{fold}/{part}.{ending}" for fold in folds]

@@ -3,98 +3,32 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from timm.models import group_modules
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from zoo.recipe import HeadConfig, Recipe
+from zoo.heads import build_head
+from zoo.pooling import make_pooling
+from zoo.recipe import OWN_POOLINGS, BackboneConfig, Recipe
 from zoo.weights import build_backbone
-
-
-class Head(nn.Module):
-    """Embedding to logits over the classes: one linear layer, on the embedding as `config` says.
-
-    Args:
-        width: D of the embedding.
-        classes: L landmarks, plus one for 'none of them' when the member has that class.
-        config: norm, cosine and dropout.
-    """
-
-    def __init__(self, width: int, classes: int, config: HeadConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.norm = nn.BatchNorm1d(width, affine=False) if config.norm == "batch" else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(width, classes, bias=not config.cosine)
-        nn.init.normal_(self.linear.weight, std=0.01)  # starts at equal odds whatever the embedding's length
-        if not config.cosine:
-            nn.init.zeros_(self.linear.bias)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits [B, C]."""
-        if self.config.norm == "l2":
-            embedding = functional.normalize(embedding, dim=1) * embedding.shape[1] ** 0.5  # unit variance per feature
-        embedding = self.dropout(self.norm(embedding))
-        if not self.config.cosine:
-            logits: Tensor = self.linear(embedding)
-            return logits
-        weight = functional.normalize(self.linear.weight, dim=1)
-        return self.config.scale * functional.linear(functional.normalize(embedding, dim=1), weight)
-
-
-class NeighbourHead(nn.Module):
-    """Embedding to logits by the training photos themselves: each votes for its class with exp(scale * cosine).
-
-    Cosines are taken between embeddings minus their mean over the training photos, which all photos share. The logit of
-    a class is the logarithm of its photos' votes, so the softmax is a kernel density estimate of the classes.
-
-    Args:
-        width: D of the embedding.
-        classes: C.
-        photos: N training photos.
-        scale: how fast a vote falls with the angle.
-    """
-
-    def __init__(self, width: int, classes: int, photos: int, scale: float) -> None:
-        super().__init__()
-        self.classes, self.scale = classes, scale
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("index", torch.zeros(photos, width))
-        self.register_buffer("targets", torch.zeros(photos, dtype=torch.long))
-
-    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
-        """Take the training photos in: embeddings [N, D] and their classes [N]."""
-        centre = functional.normalize(embeddings, dim=1).mean(dim=0)
-        self.load_state_dict({"centre": centre, "index": self._direction(embeddings, centre), "targets": targets})
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits [B, C]; a class without photos has the logit of a vote at the far side, -scale."""
-        direction = self._direction(embedding, self.get_buffer("centre"))
-        votes = torch.exp(self.scale * (direction @ self.get_buffer("index").T - 1))  # [B, N] in 0..1
-        total = torch.full((len(votes), self.classes), math.exp(-2 * self.scale), device=votes.device)
-        return total.index_add(1, self.get_buffer("targets"), votes).log() + self.scale
-
-    @staticmethod
-    def _direction(embeddings: Tensor, centre: Tensor) -> Tensor:
-        return functional.normalize(functional.normalize(embeddings, dim=1) - centre, dim=1)
 
 
 class Embedder(nn.Module):
     """A backbone from uint8 images to embeddings; the normalisation lives here, beside the weights it belongs to.
 
     Args:
-        backbone: from normalised float [B, 3, S, S] to [B, D].
+        backbone: from normalised float [B, 3, S, S] to [B, D], or to a map [B, C, h, w] for `pool`.
+        pool: from what the backbone gives to [B, D].
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, pool: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pool = pool or nn.Identity()
         statistics = backbone.pretrained_cfg
         for name in ("mean", "std"):
             value = torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255  # type: ignore[index] # timm's dict
@@ -103,46 +37,56 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 or float [B, 3, S, S] in 0..255 -> embeddings [B, D]."""
         pixels = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
-        embedding: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        embedding: Tensor = self.pool(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
         return embedding
 
 
 class Network(nn.Module):
-    """Embedder and head: one function from a uint8 batch to logits.
+    """Embedder and head: one function from a batch to logits, and with targets to the loss.
+
+    Args:
+        embed: from a batch to embeddings [B, D]; the identity where a frozen backbone made them before.
+        head: from embeddings to logits [B, C].
+    """
+
+    def __init__(self, embed: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+        self.head = head
+
+    def forward(self, batch: Tensor, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        """Photos [B, 3, S, S] in 0..255, or embeddings [B, D] -> logits [B, C]; with classes int64 [B] the loss."""
+        embedding = self.embed(batch)
+        if targets is None:
+            logits: Tensor = self.head(embedding)
+            return logits
+        loss: Tensor = self.head.loss(embedding, targets, smoothing)  # type: ignore[operator] # a head's own method
+        return loss
+
+
+def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = None) -> Network:
+    """The whole network of a recipe.
 
     Args:
         recipe: the member.
-        classes: C, width of the logits.
+        counts: training photos of each class, int64 [C].
+        none_class: the class of 'none of them', if there is one.
     """
-
-    def __init__(self, recipe: Recipe, classes: int) -> None:
-        super().__init__()
-        backbone = build_backbone(recipe.backbone)
-        self.embed = Embedder(fold_batch_norms(backbone, recipe.input.size) if recipe.train.fold_norm else backbone)
-        self.head = Head(embedding_width(self.embed, recipe.input.size), classes, recipe.head)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 or float [B, 3, S, S] in 0..255 -> logits [B, C]."""
-        logits: Tensor = self.head(self.embed(images))
-        return logits
+    embed = build_embedder(recipe, fold=recipe.train.fold_norm)
+    return Network(
+        embed, build_head(recipe.head, embedding_width(embed, recipe.input.size), counts, none_class=none_class)
+    )
 
 
-class FrozenNetwork(nn.Module):
-    """A head alone, fed with embeddings that a frozen backbone made before.
+def own_pooling(config: BackboneConfig) -> nn.Module:
+    """The pooling behind a backbone that gives its map, and nothing behind one that pools itself."""
+    return make_pooling(config.pooling) if config.pooling in OWN_POOLINGS else nn.Identity()
 
-    Args:
-        head: from embeddings [B, D] to logits [B, C].
-    """
 
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.embed = nn.Identity()
-        self.head = head
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [B, D] -> logits [B, C]."""
-        logits: Tensor = self.head(embeddings)
-        return logits
+def build_embedder(recipe: Recipe, *, fold: bool) -> Embedder:
+    """The backbone of a recipe with its pooling, its batch norms folded into its convolutions or not."""
+    backbone = build_backbone(recipe.backbone)
+    return Embedder(fold_batch_norms(backbone, recipe.input.size) if fold else backbone, own_pooling(recipe.backbone))
 
 
 @torch.inference_mode()
@@ -165,7 +109,7 @@ def train_mode(recipe: Recipe) -> Callable[[nn.Module], None]:
 
     def set_mode(network: nn.Module) -> None:
         network.train()
-        if isinstance(network, Network):
+        if isinstance(network, Network) and isinstance(network.embed, Embedder):
             for stage in frozen_stages(network.embed.backbone, recipe.train.freeze_stages):
                 stage.requires_grad_(requires_grad=False).eval()
 

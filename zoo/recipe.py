@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from engine.core.config import (
     MemberConfig,
@@ -18,6 +18,12 @@ from engine.core.config import (
     read_toml,
     resolve_toml,
 )
+from engine.core.errors import did_you_mean
+from zoo.degrade import DegradeConfig
+from zoo.samplers import SamplerConfig
+from zoo.views import VIEWS
+
+OWN_POOLINGS = frozenset({"gem", "flat"})  # those that timm does not have
 
 
 class BackboneConfig(Section):
@@ -27,7 +33,7 @@ class BackboneConfig(Section):
     weights: Literal["hub", "file", "package", "random"] = "hub"
     source: str | None = None  # file: a safetensors path; package: a name of zoo.weights.PACKAGES
     frozen: bool = False  # frozen: each photo is embedded once for all folds and only the head is trained
-    pooling: Literal["avg", "max", "avgmax", "catavgmax"] = "avg"
+    pooling: Literal["avg", "max", "avgmax", "catavgmax", "gem", "flat"] = "avg"  # flat: 4x4 cells, none averaged away
 
     @model_validator(mode="after")
     def _has_source(self) -> BackboneConfig:
@@ -41,21 +47,44 @@ class InputConfig(Section):
 
     size: int = Field(224, ge=16, le=2048)  # pixels, square
     fit: Literal["stretch", "crop"] = "stretch"  # stretch keeps the whole photo, crop keeps its aspect ratio
-    # test-time views, merged on logits
-    views: tuple[Literal["plain", "flip"], ...] = Field(("plain", "flip"), min_length=1)
+    # test-time views, merged on logits: plain, flip, five-crop, ten-crop, scales, or single ones of zoo.views
+    views: tuple[str, ...] = Field(("plain", "flip"), min_length=1)
+
+    @field_validator("views")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in VIEWS:
+                raise ValueError(f"unknown view '{name}' — {did_you_mean(name, VIEWS)}")
+        return value
 
 
 class HeadConfig(Section):
     """From the embedding to all landmarks, and to one more class for 'none of them' when there are negatives."""
 
-    kind: Literal["linear", "neighbours"] = (
-        "linear"  # neighbours needs no training, and one photo of a landmark is enough
-    )
-    norm: Literal["none", "batch", "l2"] = "none"  # of the embedding, before the linear layer
-    cosine: bool = False  # compare directions only: photos of rare landmarks are not outvoted by large weights
-    scale: float = Field(16.0, gt=0, le=50)  # of the cosines of a cosine or neighbours head: logits in -16..16
-    dropout: float = Field(0.0, ge=0, lt=1)
+    # linear, hadamard and arcface are learned; neighbours and prototypes answer from the training photos and need no
+    # training, and one photo of a landmark is enough for them
+    kind: Literal["linear", "hadamard", "arcface", "neighbours", "prototypes"] = "linear"
+    norm: Literal["none", "batch", "l2"] = "none"  # of the embedding, before a learned head
+    cosine: bool = False  # linear: directions only, so photos of rare landmarks are not outvoted by large weights
+    scale: float = Field(16.0, gt=0, le=50)  # of cosines, of every head but a plain linear one: logits in -16..16
+    dropout: float = Field(0.0, ge=0, lt=1)  # before a learned head
     none_class: bool = True
+    centres: int = Field(3, ge=1)  # arcface, per landmark: 3 is its paper's best, room for day, night and another side
+    # arcface, radians: margins of the largest and the smallest landmark, as in GLR 2020's third place
+    margin_low: float = Field(0.05, ge=0, le=1.57)
+    margin_high: float = Field(0.50, ge=0, le=1.57)
+    triplet_margin: float = Field(0.2, gt=0, le=4)  # neighbours, prototypes: squared distance; FaceNet's
+    vote: Literal["kernel", "top-k"] = "kernel"  # neighbours: all photos by their angle, or K nearest / class size
+    neighbours: int = Field(5, ge=1)  # K of top-k: landmarks of up to five photos are what it is for
+    # prototypes: photos at the centre that each landmark is given; of 0, 0.5, 1, 2, 4 the best on one few-shot split
+    shrink: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _margins_are_in_order(self) -> HeadConfig:
+        if self.margin_low > self.margin_high:
+            raise ValueError("'margin_low' is above 'margin_high'")
+        return self
 
 
 class TrainConfig(Section):
@@ -74,7 +103,8 @@ class TrainConfig(Section):
     # Batch norms folded into their convolutions: a step costs a third less, and small batches cannot disturb the
     # pretrained statistics.
     fold_norm: bool = False
-    landmark_power: float = Field(0.0, ge=0, le=1)  # photos are drawn by class size ** -power; at 1 each class equally
+    min_photos: int = Field(1, ge=1)  # landmarks with fewer in a fold's training part are dropped from the classes
+    sampler: SamplerConfig = SamplerConfig()
     checkpoint_seconds: float = Field(120, gt=0)  # what a kill may cost
 
 
@@ -90,6 +120,7 @@ class AugmentConfig(Section):
     brightness: float = Field(0.2, ge=0, le=1)
     contrast: float = Field(0.2, ge=0, le=1)
     saturation: float = Field(0.3, ge=0, le=1)
+    degrade: DegradeConfig = DegradeConfig()
 
 
 class Recipe(Section):
@@ -105,9 +136,9 @@ class Recipe(Section):
     candidates: int = Field(20, ge=1, le=1000)  # kept per query; the stacker uses the first few
 
     @model_validator(mode="after")
-    def _neighbours_are_frozen(self) -> Recipe:
-        if self.head.kind == "neighbours" and not self.backbone.frozen:
-            raise ValueError("head.kind = 'neighbours' goes with backbone.frozen = true")
+    def _pooling_is_fixed(self) -> Recipe:
+        if self.backbone.frozen and self.backbone.pooling == "gem":
+            raise ValueError("backbone.pooling = 'gem' learns, and goes with backbone.frozen = false")
         return self
 
 

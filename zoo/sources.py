@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.augment import augment_batch, draw_changes
+from zoo.degrade import degrade_batch, draw_degradations
 from zoo.photos import Photos, photo_loader
 from zoo.recipe import AugmentConfig
+from zoo.views import expand_views, view_batch
 
 Rows = NDArray[np.int64]  # positions in the catalog's usable photos
 
@@ -38,7 +40,7 @@ class PhotoSource:
     Attributes:
         photos: the decoded photos.
         augment: the recipe's augmentation.
-        views: plain, flip.
+        views: names of `zoo.views`.
         seed: of the augmentation.
         device: where batches go.
         workers: decoding processes; 0 decodes in this one.
@@ -63,12 +65,19 @@ class PhotoSource:
         for batch in self._batches(rows, batch_size):
             part = rows[start : start + len(batch)].tolist()
             start += len(batch)
-            yield augment_batch(batch, draw_changes(self.seed, epoch, part), self.augment)
+            yield augment_batch(self._degraded(batch, epoch, part), draw_changes(self.seed, epoch, part), self.augment)
+
+    def _degraded(self, batch: Tensor, epoch: int, photos: list[int]) -> Tensor:
+        config = self.augment.degrade
+        if not config.probability:
+            return batch
+        return degrade_batch(batch, draw_degradations(self.seed, epoch, photos), config)
 
     def view_batches(self, rows: Rows, *, batch_size: int) -> Iterator[list[Tensor]]:
-        """uint8 [B, 3, S, S], once per view."""
+        """Photos [B, 3, S, S] in 0..255, once per view."""
+        views = expand_views(self.views)
         for batch in self._batches(rows, batch_size):
-            yield [batch.flip(-1) if view == "flip" else batch for view in self.views]
+            yield [view_batch(batch, view) for view in views]
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.core.errors import ChangedSettingsError, EngineError
@@ -35,6 +34,7 @@ from engine.core.runs import describe_changes
 from engine.core.storage import write_text
 from zoo.checkpoints import Checkpoint, clear_checkpoints, load_checkpoint, save_checkpoint
 from zoo.recipe import TrainConfig
+from zoo.samplers import epoch_order
 from zoo.sources import Rows, Source
 
 Validate = Callable[[nn.Module], float]
@@ -88,15 +88,6 @@ def learning_rate_at(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
-def epoch_order(targets: NDArray[np.int64], *, seed: int, epoch: int, power: float) -> Rows:
-    """The order of the training photos in an epoch: shuffled, or drawn by class size ** -power."""
-    chance = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    if power == 0:
-        return chance.permutation(len(targets))
-    weight = np.bincount(targets)[targets] ** -power
-    return chance.choice(len(targets), size=len(targets), p=weight / weight.sum())
-
-
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with the head's own learning rate and no decay of biases and norms."""
     groups = []
@@ -134,7 +125,7 @@ def train(
     The checkpoints stay: who keeps the result removes them, so that a kill in between costs nothing.
 
     Args:
-        model: from batches of the source to logits [B, C]; on the session's device.
+        model: from batches of the source to logits [B, C], and with targets to the loss; on the session's device.
         data: the training photos and the held-out fold.
         config: the recipe's settings.
         session: device, folders and progress.
@@ -185,8 +176,9 @@ class _Loop:
         self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
         self.processes: int = session.accelerator.num_processes
         self.is_first: bool = session.accelerator.is_main_process
-        self.batch = min(config.batch_size, len(data.rows)) // self.processes * self.processes
-        self.steps_per_epoch = len(data.rows) // self.batch  # a last small batch waits for the next epoch's shuffle
+        photos = len(self._order(0))  # the same in every epoch
+        self.batch = min(config.batch_size, photos) // self.processes * self.processes
+        self.steps_per_epoch = photos // self.batch  # a last small batch waits for the next epoch
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.step = 0
         self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
@@ -249,8 +241,12 @@ class _Loop:
         )
         advance(0, f"loss {np.mean(losses):.3f}, validation GAP {gap:.4f}")
 
+    def _order(self, epoch: int) -> Rows:
+        config = self.config
+        return epoch_order(self.data.targets, config.sampler, seed=self.seed, epoch=epoch, batch_size=config.batch_size)
+
     def _batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(self.data.targets, seed=self.seed, epoch=epoch, power=self.config.landmark_power)
+        order = self._order(epoch)
         steps = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
         accelerator = self.session.accelerator
         order = order[done * self.batch : steps * self.batch][accelerator.process_index :: self.processes]
@@ -267,8 +263,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * group["factor"] * factor
         with accelerator.autocast() if self.session.mixed else nullcontext():
-            logits = self.forward(batch)
-        loss = functional.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+            loss = self.forward(batch, target, self.config.label_smoothing)
         told = torch.stack([loss.detach(), loss.new_tensor(float(self.session.stop.requested))])
         value, stop = accelerator.reduce(told, "mean").tolist()
         if not math.isfinite(value):

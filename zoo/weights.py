@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from engine.core.errors import ArtifactError, ConfigError, ResourceError, did_you_mean
 from engine.core.storage import sha256_file
-from zoo.recipe import BackboneConfig
+from zoo.recipe import OWN_POOLINGS, BackboneConfig
 
 # name in a recipe -> (module that carries the file, class with get_model_file_path, distribution)
 PACKAGES: Mapping[str, tuple[str, str, str]] = {
@@ -55,7 +55,7 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     """A timm network without classifier, weights loaded, pooling in place.
 
     Returns:
-        A module from float [B, 3, H, W] to embeddings [B, D]; D is its `num_features`.
+        A module from float [B, 3, H, W] to embeddings [B, D], or to a map [B, C, h, w] where the pooling is our own.
 
     Raises:
         ConfigError: for an unknown timm model, with its nearest names, or a package that is not installed.
@@ -80,7 +80,7 @@ def _create(config: BackboneConfig, *, pretrained: bool = False, file: str | Non
         pretrained=pretrained,
         pretrained_cfg_overlay=None if file is None else {"file": file},
         num_classes=0,
-        global_pool=config.pooling,
+        global_pool="" if config.pooling in OWN_POOLINGS else config.pooling,
     )
     return network
 

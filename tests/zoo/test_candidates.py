@@ -21,7 +21,8 @@ from zoo.candidates import (
     summarise,
 )
 from zoo.device import make_accelerator
-from zoo.network import FrozenNetwork, Head
+from zoo.heads import Head
+from zoo.network import Network
 from zoo.recipe import HeadConfig
 from zoo.sources import EmbeddingSource
 
@@ -92,7 +93,7 @@ def predictions():
     """All of two batches and a bit, by a head over five landmarks and 'none of them'; and the dense table."""
     embeddings = np.random.default_rng(0).normal(size=(2 * BATCH + 3, 2, 7)).astype(np.float16)
     torch.manual_seed(0)
-    model = FrozenNetwork(Head(7, 6, HeadConfig())).eval()
+    model = Network(torch.nn.Identity(), Head(7, 6, HeadConfig())).eval()
     torch.nn.init.normal_(model.head.linear.weight)
     rows = np.arange(len(embeddings))[::-1].copy()
     source = EmbeddingSource(embeddings, 0, torch.device("cpu"))

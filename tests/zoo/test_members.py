@@ -15,8 +15,8 @@ from engine.core.errors import ArtifactError
 from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import FEATURES
+from zoo.heads import NeighbourHead
 from zoo.members import embeddings_of, run_member
-from zoo.network import NeighbourHead
 from zoo.recipe import load_recipe
 from zoo.weights import build_backbone
 
@@ -282,7 +282,7 @@ def test_a_neighbours_member_learns_from_the_photos_outside_its_fold_only(tmp_pa
     embeddings = embeddings_of(make_context(tmp_path, photos), recipe)[:, 0]
     for fold in range(3):
         rows = photos.training_rows(fold, negatives=True)
-        head = NeighbourHead(embeddings.shape[1], 1, len(rows), recipe.head.scale)
+        head = NeighbourHead(embeddings.shape[1], 1, len(rows), recipe.head)
         learned = torch.from_numpy(embeddings[rows].astype(np.float32))
         head.fill(learned, torch.zeros(len(rows), dtype=torch.long))
         stored = load_file(tmp_path / WEIGHTS.format("near", fold))

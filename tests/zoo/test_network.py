@@ -8,12 +8,11 @@ import timm
 import torch
 from torch import nn
 
+from zoo.heads import Head
 from zoo.network import (
     Embedder,
-    FrozenNetwork,
-    Head,
-    NeighbourHead,
     Network,
+    build_network,
     embedding_width,
     fold_batch_norms,
     frozen_stages,
@@ -22,6 +21,7 @@ from zoo.network import (
 )
 from zoo.recipe import HeadConfig, load_recipe
 
+COUNTS = torch.tensor([5, 4, 3, 2, 1])
 CHANCE = np.random.default_rng(0)
 PHOTOS = torch.from_numpy(CHANCE.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8))
 
@@ -41,75 +41,6 @@ def _with_real_statistics(network):
     return network.eval()
 
 
-# ---- the head
-
-
-@pytest.mark.parametrize("norm", ["none", "batch", "l2"])
-@pytest.mark.parametrize("cosine", [False, True])
-def test_logits_are_those_computed_by_hand(norm, cosine):
-    torch.manual_seed(0)
-    head = Head(6, 4, HeadConfig(norm=norm, cosine=cosine, scale=10)).eval()
-    x = CHANCE.normal(2, 3, (5, 6))
-    if norm == "batch":
-        mean, var = CHANCE.normal(size=6), CHANCE.uniform(0.5, 2, 6)
-        head.norm.running_mean.copy_(torch.from_numpy(mean))
-        head.norm.running_var.copy_(torch.from_numpy(var))
-    logits = head(torch.from_numpy(x).float()).detach().numpy()
-
-    if norm == "batch":
-        x = (x - mean) / np.sqrt(var + 1e-5)
-    if norm == "l2":
-        x = x / np.linalg.norm(x, axis=1, keepdims=True) * np.sqrt(6)
-    weight = head.linear.weight.detach().numpy()
-    if cosine:
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        by_hand = 10 * x @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T
-        assert np.abs(by_hand).max() <= 10
-    else:
-        by_hand = x @ weight.T + head.linear.bias.detach().numpy()
-    np.testing.assert_allclose(logits, by_hand, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", ["l2", "none"])
-def test_an_all_zero_embedding_has_finite_logits_and_gradients(norm):
-    head = Head(6, 4, HeadConfig(norm=norm, cosine=True))
-    embedding = torch.zeros(2, 6, requires_grad=True)
-    head(embedding).sum().backward()
-    assert torch.isfinite(embedding.grad).all()
-    assert torch.isfinite(head.linear.weight.grad).all()
-
-
-def test_dropout_works_in_training_only():
-    head = Head(64, 4, HeadConfig(dropout=0.5))
-    x = torch.ones(1, 64)
-    torch.manual_seed(0)
-    assert not torch.equal(head.train()(x), head.train()(x))
-    assert torch.equal(head.eval()(x), head.eval()(x))
-
-
-def test_neighbours_vote_for_their_class_by_their_angle():
-    photos, targets, query = CHANCE.normal(1, 1, (7, 5)), np.array([0, 0, 1, 1, 1, 3, 3]), CHANCE.normal(1, 1, (3, 5))
-    head = NeighbourHead(5, 4, 7, scale=4.0)
-    head.fill(torch.from_numpy(photos).float(), torch.from_numpy(targets))
-    logits = head(torch.from_numpy(query).float()).numpy()
-
-    def unit(vectors):
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    centre = unit(photos).mean(axis=0)
-    cosine = unit(unit(query) - centre) @ unit(unit(photos) - centre).T
-    votes = np.stack([np.exp(4 * cosine)[:, targets == number].sum(axis=1) for number in range(4)], axis=1)
-    np.testing.assert_allclose(logits, np.log(votes + np.exp(-4)), rtol=1e-4, atol=1e-5)
-    assert np.allclose(logits[:, 2], -4)  # nobody's class
-
-
-def test_a_photo_that_is_its_own_neighbour_is_found():
-    photos = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    head = NeighbourHead(8, 6, 6, scale=16.0)
-    head.fill(photos, torch.arange(6))
-    assert head(3 * photos).argmax(dim=1).tolist() == list(range(6))  # whatever its length
-
-
 # ---- the embedder and the network
 
 
@@ -122,14 +53,14 @@ def test_the_embedder_normalises_as_the_weights_were_trained():
 
 
 def test_a_network_is_its_embedder_and_then_its_head(scratch):
-    network = Network(scratch, classes=5).eval()
+    network = build_network(scratch, COUNTS).eval()
     assert network(PHOTOS).shape == (4, 5)
     assert torch.equal(network(PHOTOS), network.head(network.embed(PHOTOS)))
     assert embedding_width(network.embed, 32) == network.embed(PHOTOS).shape[1]
 
 
 def test_a_frozen_network_is_a_head_on_given_embeddings():
-    network = FrozenNetwork(Head(6, 3, HeadConfig())).eval()
+    network = Network(nn.Identity(), Head(6, 3, HeadConfig())).eval()
     embeddings = torch.randn(4, 6)
     assert torch.equal(network(embeddings), network.head(network.embed(embeddings)))
     assert {name.split(".")[0] for name in network.state_dict()} == {"head"}
@@ -166,7 +97,7 @@ def test_stages_are_counted_from_the_stem(architecture, stages):
 
 def test_frozen_stages_get_no_gradient_and_keep_their_statistics(scratch):
     recipe = scratch.model_copy(update={"train": scratch.train.model_copy(update={"freeze_stages": 2})})
-    network = Network(recipe, classes=5)
+    network = build_network(recipe, COUNTS)
     before = copy.deepcopy(network.state_dict())
     train_mode(recipe)(network)
     network(PHOTOS).sum().backward()
@@ -180,7 +111,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(scratch):
 
 
 def test_a_network_without_frozen_stages_trains_whole(scratch):
-    network = Network(scratch, classes=5).eval()
+    network = build_network(scratch, COUNTS).eval()
     train_mode(scratch)(network)
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -236,7 +167,7 @@ def test_folding_leaves_the_mode_as_it_was(training):
 
 def test_a_recipe_may_train_with_folded_norms():
     recipe = load_recipe("tiny-scratch", {"train.fold_norm": True})
-    network = Network(recipe, classes=5)
+    network = build_network(recipe, COUNTS)
     assert not _batch_norms(network)
     network.eval()
     train_mode(recipe)(network)

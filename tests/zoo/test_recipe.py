@@ -57,10 +57,9 @@ def test_a_source_goes_with_a_file_or_a_package_only(backbone):
         BackboneConfig(name="test_resnet", **backbone)
 
 
-def test_neighbours_are_searched_among_frozen_embeddings_only():
-    assert load_recipe("tiny-frozen", {"head.kind": "neighbours"}).head.kind == "neighbours"
-    with pytest.raises(ConfigError, match=r"neighbours' goes with backbone\.frozen"):
-        load_recipe("tiny-scratch", {"head.kind": "neighbours"})
+def test_a_pooling_that_learns_does_not_go_with_a_frozen_backbone():
+    with pytest.raises(ConfigError, match=r"'gem' learns, and goes with backbone\.frozen = false"):
+        load_recipe("tiny-frozen", {"backbone.pooling": "gem"})
 
 
 def test_settings_change_single_keys_and_leave_the_rest():

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from engine.core.errors import ArtifactError, EngineError
 from zoo.checkpoints import load_checkpoint
 from zoo.device import make_accelerator
-from zoo.network import FrozenNetwork, Head, Network, train_mode
+from zoo.heads import Head
+from zoo.network import Network, build_network, train_mode
 from zoo.photos import Photos
 from zoo.recipe import HeadConfig, TrainConfig
 from zoo.sources import EmbeddingSource, PhotoSource
-from zoo.training import Session, TrainingSet, epoch_order, learning_rate_at, make_optimizer, train
+from zoo.training import Session, TrainingSet, learning_rate_at, make_optimizer, train
 
 CPU = torch.device("cpu")
 N, CLASSES, WIDTH = 40, 4, 6
@@ -39,7 +40,8 @@ class Trainee:
     def config(self, **changes):
         batch_size = {"frozen": 8, "fine-tuned": 12}[self.kind]
         values = {
-            "epochs": EPOCHS, "batch_size": batch_size, "lr": 1e-2, "ema_decay": self.ema, "landmark_power": 0.5,
+            "epochs": EPOCHS, "batch_size": batch_size, "lr": 1e-2, "ema_decay": self.ema,
+            "sampler": {"kind": "power", "power": 0.5},
         }  # fmt: skip
         return TrainConfig(**(values | changes))
 
@@ -50,10 +52,10 @@ class Trainee:
             centres = chance.normal(0, 2, (CLASSES, 1, WIDTH))
             embeddings = (centres[np.arange(N) % CLASSES] + chance.normal(size=(N, 2, WIDTH))).astype(np.float16)
             head = HeadConfig(dropout=0.2, norm="batch")
-            return FrozenNetwork(Head(WIDTH, CLASSES, head)), EmbeddingSource(embeddings, 0, CPU)
+            return Network(torch.nn.Identity(), Head(WIDTH, CLASSES, head)), EmbeddingSource(embeddings, 0, CPU)
         decoded = Photos(self.photos.paths, size=32, fit="stretch", max_pixels=10_000)
         source = PhotoSource(decoded, self.recipe.augment, ("plain",), 0, CPU)
-        return Network(self.recipe, CLASSES).to(memory_format=torch.channels_last), source
+        return build_network(self.recipe, torch.full((CLASSES,), 10)).to(memory_format=torch.channels_last), source
 
     def validate(self, model):
         self.seen_modes.append(model.training)
@@ -214,7 +216,7 @@ def test_a_part_of_an_epoch_is_an_epoch_too(small, tmp_path, watch):
 
 
 def test_the_loss_falls(small, tmp_path, watch):
-    small.train(tmp_path, watch(), epochs=30, landmark_power=0)
+    small.train(tmp_path, watch(), epochs=30, sampler={"kind": "shuffled"})
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.5
 
@@ -256,29 +258,8 @@ def test_the_learning_rate_rises_in_a_line_then_falls_along_a_cosine(total, warm
         assert middle == pytest.approx(0.5, abs=1 / len(falling) * np.pi / 4 + 1e-9)
 
 
-def test_without_power_each_photo_comes_once_in_another_order_each_epoch():
-    targets = np.arange(100) % 3
-    orders = [epoch_order(targets, seed=0, epoch=epoch, power=0) for epoch in range(3)]
-    for order in orders:
-        assert sorted(order) == list(range(100))
-    assert not np.array_equal(orders[0], orders[1])
-    assert np.array_equal(orders[2], epoch_order(targets, seed=0, epoch=2, power=0))
-    assert not np.array_equal(orders[0], epoch_order(targets, seed=1, epoch=0, power=0))
-
-
-@pytest.mark.parametrize(
-    ("power", "shares"), [(1.0, [1 / 3] * 3), (0.5, np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum())]
-)
-def test_photos_are_drawn_by_a_power_of_their_class_size(power, shares):
-    targets = np.repeat([0, 1, 2], [90, 9, 1])
-    drawn = np.concatenate([epoch_order(targets, seed=0, epoch=epoch, power=power) for epoch in range(60)])
-    assert len(drawn) == 6000
-    found = np.bincount(targets[drawn]) / len(drawn)
-    np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / 6000))  # four standard errors
-
-
 def test_the_head_has_its_own_learning_rate_and_biases_do_not_decay(scratch):
-    network = Network(scratch, CLASSES)
+    network = build_network(scratch, torch.full((CLASSES,), 10))
     network.embed.backbone.conv_stem.requires_grad_(requires_grad=False)
     config = TrainConfig(lr=1e-3, head_lr_factor=5, weight_decay=0.1)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
