@@ -24,6 +24,8 @@ app = typer.Typer(
     help="Open-set landmark recognition: photos and CSVs in, a ranked and validated submission out.",
     epilog="Start with [bold]engine demo[/bold], or [bold]engine train-zoo --data FOLDER --run runs/first[/bold].",
 )
+zoo_app = typer.Typer(no_args_is_help=True, help="The recipes that ship: what they are, and what they cost.")
+app.add_typer(zoo_app, name="zoo")
 config_app = typer.Typer(no_args_is_help=True, help="Show the configurations that ship, or write one to edit.")
 app.add_typer(config_app, name="config")
 
@@ -75,15 +77,56 @@ def train_zoo(
     config: ConfigOption = None,
     settings: SetOption = None,
     device: DeviceOption = None,
+    members: Annotated[str, typer.Option("--members", metavar="A,B", help="Train only these members.")] = "",
+    folds: Annotated[str, typer.Option("--folds", metavar="0,2", help="Train only these folds, counted from 0.")] = "",
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="End at the first member that fails, or train the others.")
+    ] = False,
     force_new: ForceOption = False,
 ) -> None:
     """Train every member of the zoo and the gate, fold by fold; what is finished is not done again."""
+    from dataclasses import replace
+
     from engine import pipeline
     from engine.console import ConsoleProgress
 
     progress = ConsoleProgress()
-    pipeline.train_zoo(_request(run, data, config, settings, device, force_new=force_new), progress)
-    progress.say(_next("stack", "--oof", "--run", run))
+    request = replace(
+        _request(run, data, config, settings, device, force_new=force_new),
+        members=_listed(members), folds=_numbers(folds), fail_fast=fail_fast,
+    )  # fmt: skip
+    pipeline.train_zoo(request, progress)
+    if request.is_partial:
+        progress.say(_next("train-zoo", "--run", run) + ", for the other members and folds, and the gate")
+    else:
+        progress.say(_next("stack", "--oof", "--run", run))
+
+
+@app.command("show-batch", epilog="Example: engine show-batch lite0-finetune --run runs/first --out batch.png")
+def show_batch(
+    recipe: Annotated[str, typer.Argument(help="A member of the run, a recipe that ships, or a TOML file.")],
+    run: RunOption,
+    out: Annotated[
+        Path, typer.Option("--out", help="The picture; class sizes go beside it, to NAME.sizes.png.")
+    ] = Path("batch.png"),
+    epoch: Annotated[int, typer.Option("--epoch", min=1, help="Whose random changes to show.")] = 1,
+    photos: Annotated[int, typer.Option("--photos", min=1, max=512, help="How many.")] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw an augmented batch with its labels, and what the sampler makes of the class sizes."""
+    from engine import pipeline
+    from engine.console import print_json, print_table
+
+    shown = pipeline.show_batch(run, recipe, out, epoch=epoch - 1, count=photos)
+    if as_json:
+        print_json({"batch": str(shown.batch), "sizes": str(shown.sizes), "classes": shown.bands})
+        return
+    rows = [
+        (band["photos"], str(band["classes"]), f"{band['there']:.0f}", f"{band['shown']:.0f}") for band in shown.bands
+    ]
+    print_table("Photos of all classes in an epoch", ("photos of a class", "classes", "there are", "are shown"), rows)
+    for what, where in (("batch:", shown.batch), ("class sizes:", shown.sizes)):
+        typer.echo(f"{what:<13}{where}")
 
 
 @app.command(epilog="Example: engine stack --oof --run runs/first")
@@ -270,6 +313,53 @@ def config_init(
     write_text(file, resolve_toml(source, "engine.presets", what="preset").read_text(encoding="utf-8"))
     train = _next("train-zoo", "--config", file, "--data", "FOLDER", "--run", "runs/first")
     typer.echo(f"{file} written; {train}", err=True)
+
+
+@zoo_app.command("list", epilog="Example: engine zoo list --landmarks 200")
+def zoo_list(
+    landmarks: Annotated[
+        int, typer.Option("--landmarks", min=1, help="Count the head's parameters for so many.")
+    ] = 14951,
+    as_json: JsonOption = False,
+) -> None:
+    """List every recipe with its backbone, head, parameters, input and weights."""
+    from dataclasses import asdict
+
+    from engine import pipeline
+    from engine.console import ConsoleProgress, print_json, print_table
+
+    facts = pipeline.describe_recipes(landmarks, ConsoleProgress())
+    if as_json:
+        print_json([asdict(each) for each in facts])
+        return
+    rows = [
+        (each.name, each.backbone + (", frozen" if each.frozen else ""), f"{each.backbone_parameters:,}",
+         each.head, f"{each.head_parameters:,}", f"{each.size}", each.weights)
+        for each in facts
+    ]  # fmt: skip
+    title = f"Recipes, heads for {landmarks:,} landmarks"
+    print_table(title, ("recipe", "backbone", "parameters", "head", "parameters", "px", "weights"), rows)
+
+
+@zoo_app.command("show", epilog="Example: engine zoo show resnet50-hadamard > mine.toml")
+def zoo_show(name: Annotated[str, typer.Argument(help="A recipe that ships, or a TOML file.")]) -> None:
+    """Print a whole recipe, with the defaults that its file leaves out."""
+    from engine import pipeline
+
+    typer.echo(pipeline.recipe_text(name), nl=False)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from engine.core.errors import ConfigError
+
+    try:
+        return tuple(int(word) for word in _listed(text))
+    except ValueError as error:
+        raise ConfigError(f"--folds {text!r}: wanted numbers", hint="for example --folds 0,2") from error
 
 
 def _next(*words: str | Path) -> str:

@@ -32,6 +32,7 @@ from engine.core.config import (
     apply_settings,
     flatten,
     load_config,
+    named_toml_files,
     parse_section,
     read_toml,
 )
@@ -43,13 +44,14 @@ from engine.core.errors import (
     EngineError,
     PartialFailureError,
     SubmissionError,
+    did_you_mean,
     raise_problems,
 )
 from engine.core.folds import TEST_FOLD, class_sizes, fold_notes, make_folds, oof_truth
 from engine.core.interrupt import StopRequest, graceful_stop
 from engine.core.progress import Progress
 from engine.core.runs import Run
-from engine.core.storage import read_json, write_json, write_text
+from engine.core.storage import atomic_path, read_json, write_json, write_text
 from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, QUERY_FEATURES, TableSchema
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from stacking.leaderboard import Comparison, LeaderboardRow
     from submissions.score import Score
     from submissions.submission import CheckReport
+    from zoo.listing import RecipeFacts
     from zoo.members import Part, PhotoSet
     from zoo.recipe import Recipe
 
@@ -86,6 +89,9 @@ class RunRequest:
         config: a preset or a path; None for the run's own, or `cpu` in a new run.
         settings: dotted keys to change.
         force_new: make finished work of other settings anew instead of refusing.
+        members: train only these; empty for all.
+        folds: train only these, counted from 0; empty for all.
+        fail_fast: end at the first member that fails.
     """
 
     run: Path
@@ -93,10 +99,18 @@ class RunRequest:
     config: str | None = None
     settings: Mapping[str, Any] | None = None
     force_new: bool = False
+    members: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    fail_fast: bool = False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether members or folds are left out."""
+        return bool(self.members or self.folds)
 
 
 def train_zoo(request: RunRequest, progress: Progress) -> Run:
-    """Catalog, folds, every member and the gate.
+    """Catalog, folds, every member and the gate; the gate waits when members or folds are left out.
 
     Raises:
         EngineError: of the kind that says what went wrong; finished work is kept.
@@ -106,7 +120,8 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
     run = Run(request.run, create=True)
     with run.locked():
         config = resolve_config(run, request)
-        recipes = member_recipes(config)  # before any photo is read: a typing error should cost no time
+        recipes = _chosen(member_recipes(config), request.members)  # before any photo is read: typing errors are cheap
+        _check_folds(request.folds, config.folds.count)
         data = find_data(run, request.data)
         save_config(run, config)
         catalog = make_catalog(run, config, data, progress)
@@ -115,10 +130,24 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
 
         photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
         with graceful_stop() as stop:
-            _train_members(run, config, recipes, photos, progress, stop, force_new=request.force_new)
+            _train_members(run, config, recipes, photos, progress, stop, request)
             if stop.requested:  # after the last step of a training
                 raise KeyboardInterrupt
     return run
+
+
+def _chosen(recipes: list[Recipe], members: Sequence[str]) -> list[Recipe]:
+    names = [recipe.name for recipe in recipes]
+    for name in members:
+        if name not in names:
+            raise ConfigError(f"--members: no member is called '{name}' — {did_you_mean(name, names)}")
+    return [recipe for recipe in recipes if not members or recipe.name in members]
+
+
+def _check_folds(folds: Sequence[int], count: int) -> None:
+    for fold in folds:
+        if not 0 <= fold < count:
+            raise ConfigError(f"--folds: there is no fold {fold}", hint=f"folds are 0 to {count - 1}")
 
 
 def resolve_config(run: Run, request: RunRequest) -> EngineConfig:
@@ -207,8 +236,7 @@ def _train_members(
     photos: PhotoSet,
     progress: Progress,
     stop: StopRequest,
-    *,
-    force_new: bool,
+    request: RunRequest,
 ) -> None:
     """Every member, then the gate; one that fails does not keep the others from being finished."""
     from zoo.device import make_accelerator
@@ -220,15 +248,17 @@ def _train_members(
     context = Context(
         run, photos, accelerator, progress, stop,
         seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers,
-        processes=process_count(config.processes, config.device, accelerator.device), force_new=force_new,
+        processes=process_count(config.processes, config.device, accelerator.device), force_new=request.force_new,
     )  # fmt: skip
     failures: dict[str, EngineError] = {}
     for recipe in recipes:
         try:
-            run_member(context, recipe)
+            run_member(context, recipe, request.folds)
         except ChangedSettingsError:
             raise  # not a failure of the member: the user has to choose
         except EngineError as error:
+            if request.fail_fast:
+                raise
             progress.say(f"{recipe.name}: failed: {error}")
             failures[recipe.name] = error
     if failures and len(failures) == len(recipes):
@@ -238,7 +268,7 @@ def _train_members(
             f"{len(failures)} of {len(recipes)} members failed: {', '.join(failures)}",
             hint="what they said stands above; the others are finished, run the same command again for the rest",
         )
-    if config.gate.enabled:
+    if config.gate.enabled and not request.is_partial:
         run_gate(context, config.gate, list(recipes))
 
 
@@ -509,3 +539,65 @@ def _demo_preset(progress: Progress) -> str:
         "no pretrained weights installed ('landmark-engine[pretrained]'): training from scratch, which scores less"
     )
     return "demo-scratch"
+
+
+@dataclass(frozen=True)
+class ShownBatch:
+    """What `show-batch` made.
+
+    Attributes:
+        batch: the picture of the batch.
+        sizes: the picture of the class sizes.
+        bands: per band of class sizes the photos there are and those an epoch shows.
+    """
+
+    batch: Path
+    sizes: Path
+    bands: list[dict[str, Any]]
+
+
+def show_batch(root: Path, name: str, out: Path, *, epoch: int, count: int) -> ShownBatch:
+    """Draw a batch of a member's first fold as training sees it, and the class sizes before and after its sampler.
+
+    Raises:
+        ArtifactError: when the run has no catalog or folds yet.
+        ConfigError: for an unknown recipe.
+    """
+    from zoo.batches import view_training
+    from zoo.members import PhotoSet
+    from zoo.recipe import load_recipe
+
+    run = Run(root)
+    config = resolve_config(run, RunRequest(root))
+    members = {recipe.name: recipe for recipe in member_recipes(config)}
+    recipe = members[name] if name in members else load_recipe(name)
+    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+    folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+    photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, find_data(run, None))
+    view = view_training(photos, recipe, seed=config.seed, epoch=epoch, count=count, max_pixels=config.data.max_pixels)
+    sizes = out.with_name(f"{out.stem}.sizes.png")
+    for path, picture in ((out, view.batch), (sizes, view.sizes)):
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")
+    return ShownBatch(out, sizes, view.bands)
+
+
+def describe_recipes(landmarks: int, progress: Progress) -> list[RecipeFacts]:
+    """Every recipe that ships, with its parameters for so many landmarks."""
+    from zoo.listing import describe
+    from zoo.recipe import load_recipe
+
+    names = named_toml_files("zoo.recipes")
+    with progress.task("recipes", len(names), "recipe") as advance:
+        facts = []
+        for name in names:
+            facts.append(describe(load_recipe(name), landmarks=landmarks))
+            advance(1, name)
+    return facts
+
+
+def recipe_text(name: str) -> str:
+    """A recipe as TOML, defaults included."""
+    from zoo.recipe import load_recipe
+
+    return tomli_w.dumps(load_recipe(name).model_dump(mode="json", exclude_none=True))

@@ -9,35 +9,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from engine.core.config import Section
+from zoo.recipe import DegradeConfig
 
 _DRAWS = 3  # uniform numbers per photo: whether, side, quality
 _STREAM = [0, 0, 0, 1]  # far along the generator whose first numbers are the photo's augmentation
-_Quality = Annotated[int, Field(ge=1, le=95)]  # above 95 libjpeg's files grow and nothing is seen of it
-
-
-class DegradeConfig(Section):
-    """How many photos are made worse, and how far."""
-
-    probability: float = Field(0.0, ge=0, le=1)  # of each photo in each epoch; 0: nothing is done and nothing drawn
-    smallest: int = Field(16, ge=1)  # pixels of the side; the smallest photos have 15 x 10
-    quality: tuple[_Quality, _Quality] = (20, 90)  # of the JPEG: from visible blocks to what cameras write
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> DegradeConfig:
-        if self.quality[0] > self.quality[1]:
-            raise ValueError("'quality' goes from the lower to the higher")
-        return self
 
 
 def draw_degradations(seed: int, epoch: int, photos: Sequence[int]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -48,6 +48,7 @@ from zoo.candidates import (
 from zoo.checkpoints import clear_checkpoints
 from zoo.embedding import embed_photos
 from zoo.heads import build_head
+from zoo.listing import BYTES_PER_PARAMETER
 from zoo.network import Network, build_network, train_mode, trains_faster_mixed
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
@@ -59,6 +60,7 @@ from zoo.weights import weights_content
 VERSION = 1  # of what is written here; raised when a change of code changes results
 TRAIN_ZOO = "engine train-zoo"
 Part = Literal["oof", "test"]
+NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
 NOT_IN_FOLDS = -1  # the fold of a test photo
 
 
@@ -147,8 +149,13 @@ class Context:
     force_new: bool = False
 
 
-def run_member(context: Context, recipe: Recipe) -> None:
+def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> None:
     """Bring a member to its merged scores; whatever is finished and fresh is not done again.
+
+    Args:
+        context: where and how.
+        recipe: the member.
+        folds: only these, and merged scores once none is missing; empty for all.
 
     Raises:
         ChangedSettingsError: when finished work was made from other settings and `force_new` is not set.
@@ -156,11 +163,12 @@ def run_member(context: Context, recipe: Recipe) -> None:
         KeyboardInterrupt: when asked to stop; what is finished is kept.
     """
     member = _Member(context, recipe)
-    for fold in range(context.photos.fold_count):
+    for fold in folds or range(context.photos.fold_count):
         member.train_fold(fold)
         for part in ("oof", "test"):
             member.score_fold(fold, part)
-    merge_folds(context, recipe)
+    if all(context.run.find(member.weights_of(fold)) is not None for fold in range(context.photos.fold_count)):
+        merge_folds(context, recipe)
 
 
 class _Member:
@@ -200,6 +208,10 @@ class _Member:
         device: torch.device = self.context.accelerator.device
         return device
 
+    def weights_of(self, fold: int) -> str:
+        """The name of a fold's weights in the run."""
+        return f"{self.folder}/fold{fold}/weights.safetensors"
+
     def inputs(self, fold: int) -> dict[str, Any]:
         """What a fold's weights are made from."""
         made_from = flatten(self.recipe) | weights_content(self.recipe.backbone)
@@ -214,7 +226,7 @@ class _Member:
 
     def train_fold(self, fold: int) -> None:
         """Train the model that never sees one fold."""
-        context, name = self.context, f"{self.folder}/fold{fold}/weights.safetensors"
+        context, name = self.context, self.weights_of(fold)
         inputs = self.inputs(fold)
         if context.run.is_fresh(name, inputs):
             return
@@ -257,6 +269,7 @@ class _Member:
         session = Session(folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new)
         data = self._training_set(fold)
         if any(parameter.requires_grad for parameter in model.parameters()):
+            self._warn_of_memory(model)
             model = train(
                 model, data, self.recipe.train, session,
                 seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
@@ -265,7 +278,7 @@ class _Member:
 
     def _new_model(self, fold: int, *, pretrained: bool = True) -> Network:
         counts = torch.from_numpy(np.bincount(self._training_set(fold).targets))
-        none_class = len(counts) - 1 if self.has_none_class(fold) else None
+        none_class = len(counts) - 1 if has_none_class(self.context.photos, self.recipe, fold) else None
         if self.recipe.backbone.frozen:
             width = self.embeddings.shape[-1]
             head = build_head(self.recipe.head, width, counts, none_class=none_class)
@@ -273,6 +286,14 @@ class _Member:
         recipe = self.recipe if pretrained else _without_weights(self.recipe)
         network = build_network(recipe, counts, none_class=none_class)
         return network.to(memory_format=torch.channels_last).to(self._device)
+
+    def _warn_of_memory(self, model: nn.Module) -> None:
+        needed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+        if needed > NOTEWORTHY_BYTES:
+            self.context.progress.say(
+                f"{self.recipe.name}: weights, gradients and the optimiser take {needed / 2**30:.1f} GiB, activations "
+                "come on top"
+            )
 
     def _fill(self, model: nn.Module, fold: int) -> nn.Module:
         """Let a head that answers from the training photos take them in; any other is left as it is."""
@@ -286,22 +307,10 @@ class _Member:
 
     def known_landmarks(self, fold: int) -> list[str]:
         """The landmarks that the fold's model tells apart."""
-        return known_landmarks(self.context, self.recipe, fold)
-
-    def has_none_class(self, fold: int) -> bool:
-        """Whether the fold's model has a class for photos without a landmark."""
-        rows = self.context.photos.training_rows(fold, negatives=True)
-        return self.recipe.head.none_class and bool((self.context.photos.landmarks[rows] == "").any())
+        return known_landmarks(self.context.photos, self.recipe, fold)
 
     def _training_set(self, fold: int) -> TrainingSet:
-        photos = self.context.photos
-        rows = photos.training_rows(fold, negatives=self.has_none_class(fold))
-        known = self.known_landmarks(fold)
-        position = {landmark: index for index, landmark in enumerate(known)} | {"": len(known)}
-        rows = rows[
-            [landmark in position for landmark in photos.landmarks[rows]]
-        ]  # dropped ones are not 'none of them'
-        targets = np.array([position[landmark] for landmark in photos.landmarks[rows]], dtype=np.int64)
+        rows, targets = labelled_rows(self.context.photos, self.recipe, fold)
         return TrainingSet(self.source, rows, targets, lambda model: self._validation_gap(model, fold))
 
     def _validation_gap(self, model: nn.Module, fold: int) -> float:
@@ -332,7 +341,7 @@ class _Member:
         """Write a fold model's candidates and features for its held-out fold, or for the test set."""
         context = self.context
         rows = context.photos.rows_of(part, fold)
-        weights = f"{self.folder}/fold{fold}/weights.safetensors"
+        weights = self.weights_of(fold)
         name = f"{self.folder}/fold{fold}/{part}"
         inputs = {
             "weights": context.run.hash_of(weights, made_by=TRAIN_ZOO),
@@ -376,13 +385,33 @@ def fill_index(model: nn.Module, data: TrainingSet, accelerator: Accelerator, *,
     model.head.fill(torch.cat(parts), torch.from_numpy(data.targets).to(parts[0].device))  # type: ignore[operator,union-attr]
 
 
-def known_landmarks(context: Context, recipe: Recipe, fold: int) -> list[str]:
+def labelled_rows(photos: PhotoSet, recipe: Recipe, fold: int) -> tuple[Rows, NDArray[np.int64]]:
+    """The photos that a fold's model learns from, [N], and their classes, int [N]; 'none of them' is the last class.
+
+    Photos of dropped landmarks are left out: they are not photos of nothing.
+    """
+    known = known_landmarks(photos, recipe, fold)
+    position = {landmark: index for index, landmark in enumerate(known)}
+    if has_none_class(photos, recipe, fold):
+        position[""] = len(known)
+    rows = photos.training_rows(fold, negatives=True)
+    classes = np.array([position.get(landmark, -1) for landmark in photos.landmarks[rows]], dtype=np.int64)
+    return rows[classes >= 0], classes[classes >= 0]
+
+
+def has_none_class(photos: PhotoSet, recipe: Recipe, fold: int) -> bool:
+    """Whether a fold's model has a class for photos without a landmark."""
+    rows = photos.training_rows(fold, negatives=True)
+    return recipe.head.none_class and bool((photos.landmarks[rows] == "").any())
+
+
+def known_landmarks(photos: PhotoSet, recipe: Recipe, fold: int) -> list[str]:
     """The landmarks that a recipe's model of a fold tells apart, sorted: those it does not drop.
 
     Raises:
         DataError: when it drops all of them.
     """
-    known = context.photos.known_landmarks(fold, at_least=recipe.train.min_photos)
+    known = photos.known_landmarks(fold, at_least=recipe.train.min_photos)
     if not known:
         raise DataError(
             f"{recipe.name}: no landmark has {recipe.train.min_photos} photos in the training part of fold {fold + 1}",
@@ -410,7 +439,7 @@ def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
 def merge_folds(context: Context, recipe: Recipe) -> None:
     """Write `scores/<member>.*`: out of fold every fold's rows, for the test set the mean over the fold models."""
     run, folds = context.run, range(context.photos.fold_count)
-    knows = pd.Series([name for fold in folds for name in known_landmarks(context, recipe, fold)]).value_counts()
+    knows = pd.Series([name for fold in folds for name in known_landmarks(context.photos, recipe, fold)]).value_counts()
     for part in ("oof", "test"):
         for ending, schema in (("parquet", CANDIDATES), ("queries.parquet", QUERY_FEATURES)):
             parts = [f"zoo/{recipe.name}/fold{fold}/{part}.{ending}" for fold in folds]

@@ -6,7 +6,7 @@ A recipe is a file in `zoo/recipes/` or of your own. `load_recipe` takes a name 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
@@ -19,10 +19,14 @@ from engine.core.config import (
     resolve_toml,
 )
 from engine.core.errors import did_you_mean
-from zoo.degrade import DegradeConfig
 from zoo.samplers import SamplerConfig
-from zoo.views import VIEWS
 
+Quality = Annotated[int, Field(ge=1, le=95)]  # of a JPEG; above 95 files grow and nothing is seen of it
+CROPS = ("crop-top-left", "crop-top-right", "crop-bottom-left", "crop-bottom-right", "crop-centre")
+MIRRORED_CROPS = tuple(f"{name}-flip" for name in CROPS)
+SINGLE_VIEWS = ("plain", "flip", *CROPS, *MIRRORED_CROPS, "zoom-in", "zoom-out")
+VIEW_GROUPS = {"five-crop": CROPS, "ten-crop": (*CROPS, *MIRRORED_CROPS), "scales": ("zoom-out", "zoom-in")}
+VIEWS = (*SINGLE_VIEWS, *VIEW_GROUPS)  # what a recipe may name
 OWN_POOLINGS = frozenset({"gem", "flat"})  # those that timm does not have
 
 
@@ -106,6 +110,20 @@ class TrainConfig(Section):
     min_photos: int = Field(1, ge=1)  # landmarks with fewer in a fold's training part are dropped from the classes
     sampler: SamplerConfig = SamplerConfig()
     checkpoint_seconds: float = Field(120, gt=0)  # what a kill may cost
+
+
+class DegradeConfig(Section):
+    """How many photos are made worse, and how far."""
+
+    probability: float = Field(0.0, ge=0, le=1)  # of each photo in each epoch; 0: nothing is done and nothing drawn
+    smallest: int = Field(16, ge=1)  # pixels of the side; the smallest photos have 15 x 10
+    quality: tuple[Quality, Quality] = (20, 90)  # of the JPEG: from visible blocks to what cameras write
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> DegradeConfig:
+        if self.quality[0] > self.quality[1]:
+            raise ValueError("'quality' goes from the lower to the higher")
+        return self
 
 
 class AugmentConfig(Section):

@@ -11,20 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.core.errors import ConfigError, did_you_mean
+from zoo.recipe import CROPS, MIRRORED_CROPS, SINGLE_VIEWS, VIEW_GROUPS, VIEWS
 
 CROP = 7 / 8  # of the side: 224 of 256 pixels, the crop that networks for ImageNet are commonly tested with
 NEAR, FAR = 1.25, 0.75  # how large things look in a zoomed view
-_FIVE = ("crop-top-left", "crop-top-right", "crop-bottom-left", "crop-bottom-right", "crop-centre")
 _PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))  # top and left of the crop, in margins of the one in the centre
-_CROPS = {name: (CROP, *place) for name, place in zip(_FIVE, _PLACES, strict=True)} | {"zoom-in": (1 / NEAR, 1, 1)}
-_MIRRORED = {"flip": "plain"} | {f"{name}-flip": name for name in _FIVE}
-_SINGLE = ("plain", *_CROPS, "zoom-out", *_MIRRORED)
-_GROUPS = {  # name -> the views it stands for
-    "five-crop": _FIVE,
-    "ten-crop": (*_FIVE, *(f"{name}-flip" for name in _FIVE)),
-    "scales": ("zoom-out", "zoom-in"),
-}
-VIEWS = (*_SINGLE, *_GROUPS)  # every legal name
+_CUTS = {name: (CROP, *place) for name, place in zip(CROPS, _PLACES, strict=True)} | {"zoom-in": (1 / NEAR, 1, 1)}
+_MIRRORED = {"flip": "plain"} | dict(zip(MIRRORED_CROPS, CROPS, strict=True))
 
 
 def expand_views(names: Iterable[str]) -> tuple[str, ...]:
@@ -43,7 +36,7 @@ def expand_views(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if name not in VIEWS:
             raise ConfigError(f"unknown view '{name}' — {did_you_mean(name, VIEWS)}")
-        single.extend(_GROUPS.get(name, (name,)))
+        single.extend(VIEW_GROUPS.get(name, (name,)))
     return tuple(dict.fromkeys(single))
 
 
@@ -65,13 +58,13 @@ def view_batch(batch: Tensor, name: str) -> Tensor:
     Raises:
         ConfigError: for an unknown name, or one that stands for several views.
     """
-    if name not in _SINGLE:
-        raise ConfigError(f"'{name}' is not a single view — {did_you_mean(name, _SINGLE)}")
+    if name not in SINGLE_VIEWS:
+        raise ConfigError(f"'{name}' is not a single view — {did_you_mean(name, SINGLE_VIEWS)}")
     if name == "plain":
         return batch
     if name in _MIRRORED:
         return view_batch(batch, _MIRRORED[name]).flip(-1)
-    return _zoom_out(batch) if name == "zoom-out" else _crop(batch, *_CROPS[name])
+    return _zoom_out(batch) if name == "zoom-out" else _crop(batch, *_CUTS[name])
 
 
 def _crop(batch: Tensor, share: float, down: int, right: int) -> Tensor:

@@ -12,6 +12,7 @@ import sys
 import tomllib
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from engine.core.config import load_config, named_toml_files
 
 COMMANDS = [
     "train-zoo", "stack", "leaderboard", "submit", "cv", "demo", "check-submission", "score", "check",
-    "config show", "config init",
+    "config show", "config init", "show-batch", "zoo list", "zoo show",
 ]  # fmt: skip
 PRESETS = sorted(named_toml_files("engine.presets"))
 HEAVY = ("torch", "timm", "kornia", "lightgbm", "sklearn", "pandas", "numpy", "pyarrow", "PIL")
@@ -340,3 +341,60 @@ def test_an_interrupt_outside_a_training_ends_in_130(monkeypatch, tmp_path, here
     said = here("leaderboard", "--run", tmp_path)
     assert said.code == 130
     assert "run the same command again to go on" in said.err
+
+
+# ---- the zoo
+
+
+def test_zoo_list_names_every_recipe_with_its_parameters(here):
+    listed = {row["name"]: row for row in json.loads(here("zoo", "list", "--json").out)}
+    assert listed.keys() == named_toml_files("zoo.recipes").keys()
+    assert listed["resnet50-fc"]["head_parameters"] == 30_634_599  # of the challenge's slides
+    few = {row["name"]: row for row in json.loads(here("zoo", "list", "--landmarks", "10", "--json").out)}
+    assert few["resnet50-fc"]["head_parameters"] == 2049 * 10
+    assert "30,634,599" in here("zoo", "list").out
+
+
+def test_zoo_show_prints_a_recipe_that_can_be_read_back(tmp_path, here):
+    shown = here("zoo", "show", "resnet50-hadamard").out
+    (tmp_path / "mine.toml").write_text(shown, encoding="utf-8")
+    assert here("zoo", "show", str(tmp_path / "mine.toml")).out == shown
+    assert tomllib.loads(shown)["head"]["kind"] == "hadamard"
+
+
+def test_show_batch_draws_what_training_sees(run, tmp_path, here):
+    out = tmp_path / "batch.png"
+    said = here("show-batch", "tiny-scratch", "--run", str(run), "--out", str(out), "--photos", "5", "--json")
+    made = json.loads(said.out)
+    assert made["batch"] == str(out)
+    for name in ("batch", "sizes"):
+        with Image.open(made[name]) as picture:
+            assert picture.format == "PNG"
+            assert picture.width > 500
+    assert all(row["there"] == row["shown"] for row in made["classes"])  # the plain sampler shows each photo once
+    assert "are shown" in here("show-batch", "tiny-scratch", "--run", str(run), "--out", str(out)).out
+
+
+def test_some_members_and_folds_may_be_trained_first(competition, tmp_path, here):
+    words = ("train-zoo", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"))
+    said = here(*words, "--members", "tiny-scratch", "--folds", "1,0")
+    assert said.code == 0
+    assert "for the other members and folds" in said.err
+    trained = sorted(path.parent.name for path in (tmp_path / "run/zoo").rglob("weights.safetensors"))
+    assert trained == ["fold0", "fold1"]
+    assert not (tmp_path / "run/zoo/tiny-frozen").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--members", "tiny-scrach"], "no member is called 'tiny-scrach' — did you mean 'tiny-scratch'"),
+        (["--folds", "0,7"], "there is no fold 7"),
+        (["--folds", "one"], "wanted numbers"),
+    ],
+)
+def test_unknown_members_and_folds_are_told_before_any_work(words, message, competition, tmp_path, here):
+    said = here("train-zoo", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"), *words)
+    assert said.code == 2
+    assert message in said.err
+    assert not (tmp_path / "run/catalog.parquet").exists()

@@ -12,7 +12,8 @@ from PIL import Image
 from engine.core.config import parse_section
 from engine.core.errors import ConfigError
 from zoo.augment import draw_changes
-from zoo.degrade import DegradeConfig, degrade_batch, draw_degradations
+from zoo.degrade import degrade_batch, draw_degradations
+from zoo.recipe import DegradeConfig
 
 SIDE = 64
 BATCH = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, SIDE, SIDE), dtype=np.uint8))

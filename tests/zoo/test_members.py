@@ -368,3 +368,23 @@ def test_a_killed_process_loses_nothing_that_was_finished(tmp_path, finished, ph
     for part in ("oof", "test"):
         name = f"scores/tiny-scratch.{part}.parquet"
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+# ---- some folds
+
+
+def test_folds_may_come_one_after_another(tmp_path, finished, photos, recipe, make_context):
+    for folds in ([2], [0]):
+        run_member(make_context(tmp_path, photos), recipe, folds)
+        assert not (tmp_path / "scores").exists()
+    run_member(make_context(tmp_path, photos), recipe, [1])
+    for part in ("oof", "test"):
+        name = f"scores/{recipe.name}.{part}.parquet"
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_much_memory_is_told_before_it_is_taken(tmp_path, photos, scratch, make_context, watch, monkeypatch):
+    monkeypatch.setattr("zoo.members.NOTEWORTHY_BYTES", 1 << 20)
+    watching = watch()
+    run_member(make_context(tmp_path, photos, watching), scratch, [0])
+    assert any("the optimiser take 0.0 GiB" in said for said in watching.said)

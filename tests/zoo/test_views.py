@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.core.errors import ConfigError
-from zoo.views import VIEWS, expand_views, view_batch
+from zoo.recipe import VIEWS
+from zoo.views import expand_views, view_batch
 
 GROUPS = {"five-crop": 5, "ten-crop": 10, "scales": 2}
 SINGLE = [name for name in VIEWS if name not in GROUPS]

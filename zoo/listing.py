@@ -1,0 +1,66 @@
+"""What a recipe amounts to: its parameters, counted on torch's `meta` device, where nothing takes memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zoo.heads import build_head
+from zoo.network import build_embedder
+from zoo.recipe import Recipe
+
+CHALLENGE_LANDMARKS = 14_951  # of the Google Landmark Recognition Challenge 2018
+BYTES_PER_PARAMETER = 16  # of a training in fp32: the weight, its gradient and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class RecipeFacts:
+    """A recipe in numbers.
+
+    Attributes:
+        name: of the recipe.
+        summary: in words.
+        backbone: timm's name.
+        weights: where they come from.
+        frozen: whether the backbone stays as it is.
+        head: its kind.
+        size: of the input, pixels.
+        features: D, what the head sees of a photo.
+        backbone_parameters: weights of backbone and pooling.
+        head_parameters: weights of the head that learn, for so many landmarks.
+        training_bytes: of everything that learns: weights, gradients and the optimiser's moments.
+    """
+
+    name: str
+    summary: str
+    backbone: str
+    weights: str
+    frozen: bool
+    head: str
+    size: int
+    features: int
+    backbone_parameters: int
+    head_parameters: int
+    training_bytes: int
+
+
+def describe(recipe: Recipe, *, landmarks: int = CHALLENGE_LANDMARKS) -> RecipeFacts:
+    """Count a recipe's parameters for a number of landmarks; the class 'none of them' is not among them."""
+    without_weights = recipe.backbone.model_copy(update={"weights": "random", "source": None})
+    with torch.device("meta"):
+        embedder = build_embedder(recipe.model_copy(update={"backbone": without_weights}), fold=False).eval()
+        features = int(embedder(torch.zeros(1, 3, recipe.input.size, recipe.input.size)).shape[1])
+        head = build_head(recipe.head, features, torch.ones(landmarks, dtype=torch.long, device="cpu"))
+    backbone, top = _count(embedder), _count(head)
+    learning = top if recipe.backbone.frozen else backbone + top
+    return RecipeFacts(
+        name=recipe.name, summary=recipe.summary, backbone=recipe.backbone.name, weights=recipe.backbone.weights,
+        frozen=recipe.backbone.frozen, head=recipe.head.kind, size=recipe.input.size, features=features,
+        backbone_parameters=backbone, head_parameters=top, training_bytes=learning * BYTES_PER_PARAMETER,
+    )  # fmt: skip
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
