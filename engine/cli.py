@@ -93,13 +93,45 @@ def train_zoo(
     progress = ConsoleProgress()
     request = replace(
         _request(run, data, config, settings, device, force_new=force_new),
-        members=_listed(members), folds=_numbers(folds), fail_fast=fail_fast,
+        members=_listed(members), folds=_numbers(folds, "--folds"), fail_fast=fail_fast,
     )  # fmt: skip
     pipeline.train_zoo(request, progress)
     if request.is_partial:
         progress.say(_next("train-zoo", "--run", run) + ", for the other members and folds, and the gate")
     else:
         progress.say(_next("stack", "--oof", "--run", run))
+
+
+@app.command("few-shot", epilog="Example: engine few-shot --run runs/first --shots 1,5 --members lite1-neighbours")
+def few_shot(
+    run: RunOption,
+    shots: Annotated[
+        str, typer.Option("--shots", metavar="1,2", help="How many photos to leave of a landmark.")
+    ] = "1,2,3,5",
+    members: Annotated[str, typer.Option("--members", metavar="A,B", help="Only these members.")] = "",
+    folds: Annotated[str, typer.Option("--folds", metavar="0,2", help="Ask only in these folds, from 0.")] = "",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut some landmarks down to a few training photos, and count how often members are right about them."""
+    from dataclasses import asdict, replace
+
+    from engine import pipeline
+    from engine.console import ConsoleProgress, print_json, print_table
+
+    request = replace(
+        _request(run, None, None, None, device), members=_listed(members), folds=_numbers(folds, "--folds")
+    )
+    rows = pipeline.few_shot(request, _numbers(shots, "--shots"), ConsoleProgress())
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    title = f"Right answers for {rows[0].landmarks} landmarks cut down to a few training photos"
+    cells = [
+        (row.member, str(row.shots), f"{row.accuracy:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.photos))
+        for row in rows
+    ]
+    print_table(title, ("member", "photos seen", "right", "95% interval", "photos asked"), cells)
 
 
 @app.command("show-batch", epilog="Example: engine show-batch lite0-finetune --run runs/first --out batch.png")
@@ -353,13 +385,13 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str) -> tuple[int, ...]:
     from engine.core.errors import ConfigError
 
     try:
         return tuple(int(word) for word in _listed(text))
     except ValueError as error:
-        raise ConfigError(f"--folds {text!r}: wanted numbers", hint="for example --folds 0,2") from error
+        raise ConfigError(f"{option} {text!r}: wanted numbers", hint=f"for example {option} 1,2") from error
 
 
 def _next(*words: str | Path) -> str:

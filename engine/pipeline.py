@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,9 @@ if TYPE_CHECKING:
     from stacking.leaderboard import Comparison, LeaderboardRow
     from submissions.score import Score
     from submissions.submission import CheckReport
+    from zoo.few_shot import FewShotRow
     from zoo.listing import RecipeFacts
-    from zoo.members import Part, PhotoSet
+    from zoo.members import Context, Part, PhotoSet
     from zoo.recipe import Recipe
 
 CONFIG = "config.toml"
@@ -229,6 +230,50 @@ def make_fold_table(run: Run, config: EngineConfig, catalog: pd.DataFrame, progr
     return run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
 
 
+def _make_context(
+    run: Run, config: EngineConfig, photos: PhotoSet, progress: Progress, stop: StopRequest, *, force_new: bool = False
+) -> Context:
+    from zoo.device import make_accelerator
+    from zoo.members import Context
+    from zoo.processes import process_count
+
+    accelerator = make_accelerator(config.device, config.precision, config.cores)
+    return Context(
+        run, photos, accelerator, progress, stop,
+        seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers,
+        processes=process_count(config.processes, config.device, accelerator.device), force_new=force_new,
+    )  # fmt: skip
+
+
+def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> list[FewShotRow]:
+    """Every member on landmarks that were cut down to a few photos; the run has to have its catalog and folds.
+
+    Raises:
+        ArtifactError: when the run has no catalog or folds yet.
+        ConfigError: for an unknown member or fold.
+        DataError: when too few landmarks have enough photos to be cut.
+        KeyboardInterrupt: when asked to stop; what is finished is kept.
+    """
+    run = Run(request.run)
+    with run.locked():
+        config = resolve_config(run, request)
+        recipes = _chosen(member_recipes(config), request.members)
+        _check_folds(request.folds, config.folds.count)
+        catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+        folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+        from zoo.few_shot import evaluate_few_shot
+        from zoo.members import PhotoSet
+
+        table = usable(catalog, *SPLITS)
+        photos = PhotoSet.from_tables(table, folds, find_data(run, None))
+        with graceful_stop() as stop:
+            context = _make_context(run, config, photos, progress, stop, force_new=request.force_new)
+            groups = table["duplicate_group"].to_numpy()
+            rows = evaluate_few_shot(context, recipes, groups, shots=shots, folds=request.folds)
+        write_json(run.path("few_shot.json"), {"rows": [asdict(row) for row in rows]})
+    return rows
+
+
 def _train_members(
     run: Run,
     config: EngineConfig,
@@ -239,17 +284,10 @@ def _train_members(
     request: RunRequest,
 ) -> None:
     """Every member, then the gate; one that fails does not keep the others from being finished."""
-    from zoo.device import make_accelerator
     from zoo.gate import run_gate
-    from zoo.members import Context, run_member
-    from zoo.processes import process_count
+    from zoo.members import run_member
 
-    accelerator = make_accelerator(config.device, config.precision, config.cores)
-    context = Context(
-        run, photos, accelerator, progress, stop,
-        seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers,
-        processes=process_count(config.processes, config.device, accelerator.device), force_new=request.force_new,
-    )  # fmt: skip
+    context = _make_context(run, config, photos, progress, stop, force_new=request.force_new)
     failures: dict[str, EngineError] = {}
     for recipe in recipes:
         try:

@@ -73,7 +73,7 @@ class PhotoSet:
         paths: their files.
         hashes: SHA-256 of each file.
         landmarks: landmark ids; empty text for photos without one, and for test photos.
-        folds: 0 … F-1, or `NOT_IN_FOLDS` for test photos.
+        folds: 0 … F-1, or `NOT_IN_FOLDS` for test photos; lower still for photos that are left out of everything.
     """
 
     ids: NDArray[np.object_]
@@ -97,7 +97,7 @@ class PhotoSet:
     @cached_property
     def training_digest(self) -> str:
         """What every training is made from: the training photos, their labels and folds."""
-        rows = np.flatnonzero(self.folds != NOT_IN_FOLDS)
+        rows = np.flatnonzero(self.folds >= 0)
         return sha256_json([[self.hashes[row], self.landmarks[row], int(self.folds[row])] for row in rows])
 
     def rows_of(self, part: Part, fold: int) -> Rows:
@@ -106,7 +106,7 @@ class PhotoSet:
 
     def training_rows(self, fold: int, *, negatives: bool) -> Rows:
         """The photos that a fold's model learns from."""
-        inside = (self.folds != fold) & (self.folds != NOT_IN_FOLDS)
+        inside = (self.folds != fold) & (self.folds >= 0)
         return np.flatnonzero(inside if negatives else inside & (self.landmarks != ""))
 
     def known_landmarks(self, fold: int, *, at_least: int = 1) -> list[str]:
@@ -169,6 +169,14 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
             member.score_fold(fold, part)
     if all(context.run.find(member.weights_of(fold)) is not None for fold in range(context.photos.fold_count)):
         merge_folds(context, recipe)
+
+
+def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
+    """Train one fold's model and return its candidates for the held-out photos; the test set is left alone."""
+    member = _Member(context, recipe)
+    member.train_fold(fold)
+    member.score_fold(fold, "oof")
+    return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
 
 
 class _Member:

@@ -21,7 +21,7 @@ from engine.core.config import load_config, named_toml_files
 
 COMMANDS = [
     "train-zoo", "stack", "leaderboard", "submit", "cv", "demo", "check-submission", "score", "check",
-    "config show", "config init", "show-batch", "zoo list", "zoo show",
+    "config show", "config init", "few-shot", "show-batch", "zoo list", "zoo show",
 ]  # fmt: skip
 PRESETS = sorted(named_toml_files("engine.presets"))
 HEAVY = ("torch", "timm", "kornia", "lightgbm", "sklearn", "pandas", "numpy", "pyarrow", "PIL")
