@@ -1,4 +1,4 @@
-"""Landmarks are cut down honestly: few photos to learn from, no duplicates among them, and everything held out asked."""
+"""Landmarks are cut down honestly: few photos to learn from, no duplicates among them, all that is held out asked."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ SIZES = {"a": 25, "b": 20, "c": 30, "d": 24, "small": 6, "": 15}
 
 
 @pytest.fixture(scope="module")
-def many(photos, tmp_path_factory):
+def many(photos):
     """Landmarks with many photos, made of the drawn ones over and over; pairs of them are duplicates."""
     names = [name for name, size in SIZES.items() for _ in range(size)]
     files = {name: photos.paths[list(photos.landmarks).index(name if name in "abc" else "")] for name in set(names)}
