@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     from submissions.submission import CheckReport
     from zoo.few_shot import FewShotRow
     from zoo.listing import RecipeFacts
-    from zoo.members import Context, Part, PhotoSet
+    from zoo.members import Context
+    from zoo.photo_set import Part, PhotoSet
     from zoo.recipe import Recipe
 
 CONFIG = "config.toml"
@@ -127,7 +128,7 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
         save_config(run, config)
         catalog = make_catalog(run, config, data, progress)
         folds = make_fold_table(run, config, catalog, progress)
-        from zoo.members import PhotoSet  # brings torch: no mistake above has to wait for it
+        from zoo.photo_set import PhotoSet  # brings torch: no mistake above has to wait for it
 
         photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
         with graceful_stop() as stop:
@@ -262,7 +263,7 @@ def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> l
         catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
         folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
         from zoo.few_shot import evaluate_few_shot
-        from zoo.members import PhotoSet
+        from zoo.photo_set import PhotoSet
 
         table = usable(catalog, *SPLITS)
         photos = PhotoSet.from_tables(table, folds, find_data(run, None))
@@ -602,7 +603,7 @@ def show_batch(root: Path, name: str, out: Path, *, epoch: int, count: int) -> S
         ConfigError: for an unknown recipe.
     """
     from zoo.batches import view_training
-    from zoo.members import PhotoSet
+    from zoo.photo_set import PhotoSet
     from zoo.recipe import load_recipe
 
     run = Run(root)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.members import PhotoSet, known_landmarks, labelled_rows
+from zoo.photo_set import PhotoSet, lesson_of
 from zoo.photos import Photos
 from zoo.pictures import batch_picture, class_sizes_picture
 from zoo.recipe import Recipe
@@ -18,17 +18,7 @@ from zoo.samplers import epoch_order, sampled_sizes
 from zoo.sources import PhotoSource
 
 EPOCHS = 10  # that sizes are averaged over: samplers that draw at random settle within a few per cent
-BANDS = (
-    1,
-    2,
-    4,
-    10,
-    20,
-    40,
-    80,
-    160,
-    320,
-)  # the least photos of each band of class sizes; doubling, and rare ones apart
+BANDS = (1, 2, 4, 10, 20, 40, 80, 160, 320)  # the least photos of each band of sizes: doubling, and rare ones apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +49,19 @@ def view_training(
         count: photos to show, at most as many as an epoch has.
         max_pixels: limit of the photo reader.
     """
-    rows, targets = labelled_rows(photos, recipe, 0)
+    lesson = lesson_of(photos, recipe, 0)
     train, given = recipe.train, recipe.input
-    order = epoch_order(targets, train.sampler, seed=seed, epoch=epoch, batch_size=train.batch_size)[:count]
+    order = epoch_order(lesson.targets, train.sampler, seed=seed, epoch=epoch, batch_size=train.batch_size)[:count]
     decoded = Photos(photos.paths, size=given.size, fit=given.fit, max_pixels=max_pixels, keep=False)
     augment = recipe.augment.model_copy(update={"enabled": recipe.augment.enabled and not recipe.backbone.frozen})
     source = PhotoSource(decoded, augment, ("plain",), seed, torch.device("cpu"))
-    images = torch.cat(list(source.train_batches(rows[order], epoch=epoch, batch_size=32)))
-    names = [*known_landmarks(photos, recipe, 0), "none"]
-    shown = sampled_sizes(targets, train.sampler, seed=seed, epochs=EPOCHS, batch_size=train.batch_size)
-    there = np.bincount(targets)
+    images = torch.cat(list(source.train_batches(lesson.rows[order], epoch=epoch, batch_size=32)))
+    names = [*lesson.landmarks, "none"]
+    shown = sampled_sizes(lesson.targets, train.sampler, seed=seed, epochs=EPOCHS, batch_size=train.batch_size)
     return TrainingView(
-        batch_picture(images, [names[target] for target in targets[order]]),
-        class_sizes_picture(there, shown),
-        _in_bands(there, shown),
+        batch_picture(images, [names[target] for target in lesson.targets[order]]),
+        class_sizes_picture(lesson.counts, shown),
+        _in_bands(lesson.counts, shown),
     )
 
 

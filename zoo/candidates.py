@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.network import Network
 from zoo.sources import Rows, Source
 
 FEATURES = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
@@ -39,7 +40,7 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
+    model: Network,
     source: Source,
     rows: Rows,
     *,
@@ -51,7 +52,7 @@ def predict(
     """Score some photos; logits and embeddings are averaged over the source's views.
 
     Args:
-        model: with `embed` (batch -> [B, D]) and `head` ([B, D] -> logits [B, C]); in evaluation mode.
+        model: in evaluation mode.
         source: gives the views of each batch.
         rows: the queries.
         landmarks: L; a class behind them is 'none of them'.
@@ -62,10 +63,20 @@ def predict(
     parts = []
     for views in source.view_batches(rows, batch_size=BATCH):
         with accelerator.autocast() if mixed else nullcontext():
-            embeddings = [model.embed(view) for view in views]  # type: ignore[operator] # a module's own method
-            logits = [model.head(embedding) for embedding in embeddings]  # type: ignore[operator]
+            embeddings = [model.embed(view) for view in views]
+            logits = [model.head(embedding) for embedding in embeddings]
         parts.append(summarise(_mean(logits), _mean(embeddings), landmarks=landmarks, keep=keep))
     return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def embed(model: Network, source: Source, rows: Rows, *, accelerator: Accelerator, mixed: bool) -> Tensor:
+    """Embeddings of some photos, float32 [N, D], averaged over the source's views; arguments as in `predict`."""
+    parts = []
+    for views in source.view_batches(rows, batch_size=BATCH):
+        with accelerator.autocast() if mixed else nullcontext():
+            parts.append(_mean([model.embed(view) for view in views]))
+    return torch.cat(parts)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -14,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.core.errors import DataError
-from zoo.members import Context, PhotoSet, run_fold
+from zoo.members import Context, run_fold
+from zoo.photo_set import LEFT_OUT, PhotoSet
 from zoo.recipe import Recipe
 
-LEFT_OUT = -2  # the fold of a photo that nothing learns from and nobody asks for
 LEAST_PHOTOS = 20  # of a landmark that is cut: each of five folds then asks for four or so
 SHARE = 1 / 3  # of those landmarks are cut; the others stay whole, as rare landmarks stand among large ones
 RESAMPLES = 1000

@@ -21,7 +21,8 @@ from engine.core.errors import ConfigError
 from engine.core.storage import sha256_json
 from engine.core.tables import QUERY_FEATURES
 from zoo.embedding import embedding_key
-from zoo.members import Context, Part, PhotoSet, embeddings_of
+from zoo.members import Context, embeddings_of
+from zoo.photo_set import Part, PhotoSet
 from zoo.recipe import Recipe
 
 VERSION = 1

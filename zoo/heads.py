@@ -1,8 +1,7 @@
 """Heads: from an embedding [B, D] to logits [B, C] over the landmarks, and last 'none of them' when a member has it.
 
-Every head is a module with `loss` beside `forward`, and knows nothing of the backbone. Learned heads are trained by the
-cross-entropy of their logits. Photo heads have nothing to train: they answer from the training photos that `fill` takes
-into their buffers, and their loss teaches the embedding alone.
+Every head is a module with `loss` beside `forward`, and knows nothing of the backbone. Those here are learned, by the
+cross-entropy of their logits; those that answer from the training photos are in `zoo.photo_heads`.
 """
 
 from __future__ import annotations
@@ -22,33 +21,15 @@ FACTORS = 5  # 2 x 2 matrices per pass, as one of 32 x 32: 3 passes over memory 
 LEAST_SQUARED_SINE = 1e-6  # an angle of 0.001 rad: what fp32 still resolves in 1 - cos²
 
 
-def build_head(config: HeadConfig, width: int, counts: Tensor, *, none_class: int | None = None) -> nn.Module:
-    """The head a recipe asks for.
+class LandmarkHead(nn.Module):
+    """From embeddings [B, D] to logits [B, C], and with classes to the loss that trains the network."""
 
-    Args:
-        config: the recipe's head.
-        width: D of the embedding.
-        counts: training photos of each class, int64 [C].
-        none_class: the class of 'none of them', if there is one.
-
-    Raises:
-        ConfigError: when the embedding is too narrow for a Hadamard head.
-    """
-    classes = len(counts)
-    match config.kind:
-        case "linear":
-            return Head(width, classes, config)
-        case "hadamard":
-            return HadamardHead(width, classes, config)
-        case "arcface":
-            return ArcFaceHead(width, counts, config)
-        case "neighbours":
-            return NeighbourHead(width, classes, int(counts.sum()), config, none_class)
-        case "prototypes":
-            return PrototypeHead(width, classes, config, none_class)
+    def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """The loss of embeddings [B, D] and classes int64 [B], a scalar; smoothing: of the labels, 0..1."""
+        raise NotImplementedError
 
 
-class _LearnedHead(nn.Module):
+class _LearnedHead(LandmarkHead):
     """What learned heads share: the embedding's norm and dropout, and the cross-entropy."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:
@@ -214,7 +195,7 @@ class ArcFaceHead(_LearnedHead):
     def _cosine(self, embedding: Tensor) -> Tensor:
         direction = functional.normalize(self.prepare(embedding), dim=1)
         centres = functional.normalize(self.weight, dim=2)  # [C, k, D]
-        cosine = _product(direction, centres.flatten(0, 1))  # [B, C * k]
+        cosine = cosines(direction, centres.flatten(0, 1))  # [B, C * k]
         return cosine.view(len(cosine), *centres.shape[:2]).amax(dim=2)
 
 
@@ -255,148 +236,7 @@ def widen_angle(cosine: Tensor, margin: Tensor) -> Tensor:
     return torch.where(cosine > -margin.cos(), widened, cosine - margin * margin.sin())
 
 
-class _PhotoHead(nn.Module):
-    """What photo heads share: directions as seen from the mean of all training photos, and the triplet loss."""
-
-    def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None) -> None:
-        super().__init__()
-        self.classes, self.config, self.none_class = classes, config, none_class
-        self.register_buffer("centre", torch.zeros(width))
-
-    def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The triplet loss of embeddings [B, D] and classes int64 [B]; there are no labels to smooth in it."""
-        del smoothing
-        direction = functional.normalize(embedding.float(), dim=1)
-        return triplet_loss(direction, targets, self.config.triplet_margin, none_class=self.none_class)
-
-    def _direction(self, embedding: Tensor) -> Tensor:
-        return functional.normalize(functional.normalize(embedding.float(), dim=1) - self.get_buffer("centre"), dim=1)
-
-    def _take_centre(self, embeddings: Tensor) -> Tensor:
-        """Keep the centre of embeddings [N, D]; returns their directions from it, [N, D]."""
-        self.get_buffer("centre").copy_(functional.normalize(embeddings.float(), dim=1).mean(dim=0))
-        return self._direction(embeddings)
-
-
-class NeighbourHead(_PhotoHead):
-    """Embedding to logits by the training photos themselves, each of which votes for its class.
-
-    vote = "kernel": every photo votes with exp(scale * cosine), and the logit of a class is the logarithm of its
-    photos' votes, so the softmax is a kernel density estimate of the classes; large classes gain by their size.
-    vote = "top-k": the K nearest photos vote with their cosines, and the logit of a class is scale times the sum of its
-    votes / min(K, photos of the class): one near photo is all that a landmark with one can have, a large one needs K.
-
-    Args:
-        width: D of the embedding.
-        classes: C.
-        photos: N training photos.
-        config: scale, vote, neighbours and triplet_margin.
-        none_class: the class of 'none of them', if there is one.
-    """
-
-    def __init__(
-        self, width: int, classes: int, photos: int, config: HeadConfig, none_class: int | None = None
-    ) -> None:
-        super().__init__(width, classes, config, none_class)
-        self.register_buffer("index", torch.zeros(photos, width))
-        self.register_buffer("targets", torch.zeros(photos, dtype=torch.long))
-
-    @torch.no_grad()
-    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
-        """Take the training photos in: embeddings [N, D] and their classes int64 [N]."""
-        self.get_buffer("index").copy_(self._take_centre(embeddings))
-        self.get_buffer("targets").copy_(targets)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
-        cosine = _product(self._direction(embedding), self.get_buffer("index"))  # [B, N]
-        return self._kernel_votes(cosine) if self.config.vote == "kernel" else self._nearest_votes(cosine)
-
-    def _kernel_votes(self, cosine: Tensor) -> Tensor:
-        scale = self.config.scale
-        votes = torch.exp(scale * (cosine - 1))  # [B, N] in 0..1
-        total = torch.full((len(votes), self.classes), math.exp(-2 * scale), device=votes.device)
-        return total.index_add(1, self.get_buffer("targets"), votes).log() + scale
-
-    def _nearest_votes(self, cosine: Tensor) -> Tensor:
-        targets, count = self.get_buffer("targets"), self.config.neighbours
-        votes, photos = cosine.topk(min(count, cosine.shape[1]), dim=1)  # [B, K]
-        total = votes.new_zeros(len(votes), self.classes).scatter_add(1, targets[photos], votes)
-        has_vote = torch.zeros_like(total, dtype=torch.bool).scatter(1, targets[photos], value=True)
-        most = torch.bincount(targets, minlength=self.classes).clamp(1, count)  # votes that a class can have, [C]
-        return self.config.scale * torch.where(has_vote, total / most, -1.0)
-
-
-class PrototypeHead(_PhotoHead):
-    """Embedding to logits by the nearest class prototype: the mean direction of a class, shrunken towards the centre.
-
-    prototype = sum of the class's directions / (photos + shrink), as if `shrink` photos at the centre of all belonged
-    to each class. logit = -scale/2 * |x - prototype|², up to what all classes share: scale * (x·p - |p|²/2), the score
-    of Gaussian classes of equal spread and odds. This is what lets a landmark with one to five photos compete. The mean
-    of many photos is short, that of one photo has length 1: by the plain distance the few lose, by the plain product
-    they win everywhere, and by the cosine they pay for a noisy direction. The shrinkage brings the lengths together,
-    and |p|²/2 asks the surer prototype for the better match. Tibshirani et al., "Diagnosis of multiple cancer types by
-    shrunken centroids of gene expression" (2002), with the posterior mean under a Gaussian prior as the shrinkage.
-
-    Args:
-        width: D of the embedding.
-        classes: C.
-        config: scale, shrink and triplet_margin.
-        none_class: the class of 'none of them', if there is one.
-    """
-
-    def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None = None) -> None:
-        super().__init__(width, classes, config, none_class)
-        self.register_buffer("prototypes", torch.zeros(classes, width))
-
-    @torch.no_grad()
-    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
-        """Take the training photos in: embeddings [N, D] and their classes int64 [N], each class at least once."""
-        prototypes = self.get_buffer("prototypes")
-        photos = torch.bincount(targets, minlength=self.classes)
-        total = torch.zeros_like(prototypes).index_add(0, targets, self._take_centre(embeddings))
-        prototypes.copy_(total / (photos[:, None] + self.config.shrink))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
-        prototypes = self.get_buffer("prototypes")
-        match = _product(self._direction(embedding), prototypes)
-        return self.config.scale * (match - prototypes.square().sum(dim=1) / 2)
-
-
-def triplet_loss(embeddings: Tensor, targets: Tensor, margin: float, *, none_class: int | None = None) -> Tensor:
-    """The triplet loss of a batch, with semi-hard negatives.
-
-    Schroff, Kalenichenko and Philbin, "FaceNet" (arXiv 1503.03832), equation 3: max(0, d(a, p) - d(a, n) + margin) with
-    d the squared Euclidean distance, here as the mean over all ordered pairs (a, p) of two photos of a landmark. The
-    negative of a pair is the closest photo of another class that is farther from a than p is (section 3.2): inside the
-    margin it is semi-hard, beyond it the loss is zero. When all are closer than p, it is the farthest of them, since
-    harder ones collapse the embedding and a pair without a negative would never be mended.
-
-    Args:
-        embeddings: [B, D], unit vectors.
-        targets: classes, int64 [B].
-        margin: in squared distance, which lies in 0..4.
-        none_class: photos of this class are alike in nothing: they are negatives only.
-
-    Returns:
-        A scalar; for a batch without a triplet zero, with a gradient of zero.
-    """
-    distance = 2 - 2 * _product(embeddings, embeddings)  # [B, B]
-    same = targets[:, None] == targets
-    is_landmark = targets != (-1 if none_class is None else none_class)
-    alike = same & is_landmark & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    anchors, positives = torch.nonzero(alike & ~same.all(), as_tuple=True)  # [T]; of one class alone none
-    reach = distance[anchors, positives]
-    others = distance[anchors]  # [T, B]
-    is_negative = ~same[anchors]
-    nearest = others.where(is_negative & (others > reach[:, None]), math.inf).amin(dim=1)
-    farthest = others.where(is_negative, -math.inf).amax(dim=1)
-    losses = functional.relu(reach - torch.where(nearest.isfinite(), nearest, farthest) + margin)
-    return losses.sum() / max(1, len(losses))  # not the mean, which of nothing is NaN
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def cosines(left: Tensor, right: Tensor) -> Tensor:
     """[A, D] x [B, D] -> [A, B] in fp32, also where autocast would round it: cosines differ in the third digit."""
     with torch.autocast(left.device.type, enabled=False):
         return left.float() @ right.float().T

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zoo.heads import build_head
-from zoo.network import build_embedder
+from zoo.network import build_embedder, build_head
 from zoo.recipe import Recipe
 
 CHALLENGE_LANDMARKS = 14_951  # of the Google Landmark Recognition Challenge 2018

@@ -14,11 +14,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from engine.core.config import flatten
-from engine.core.errors import ChangedSettingsError, DataError
+from engine.core.errors import ChangedSettingsError
 from engine.core.gap import score_answers
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
@@ -37,9 +35,9 @@ from engine.core.runs import Run
 from engine.core.storage import sha256_json, write_bytes
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import (
-    BATCH,
     Predictions,
     candidate_table,
+    embed,
     feature_table,
     mean_candidates,
     mean_features,
@@ -47,9 +45,10 @@ from zoo.candidates import (
 )
 from zoo.checkpoints import clear_checkpoints
 from zoo.embedding import embed_photos
-from zoo.heads import build_head
 from zoo.listing import BYTES_PER_PARAMETER
-from zoo.network import Network, build_network, train_mode, trains_faster_mixed
+from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
+from zoo.photo_heads import PhotoHead
+from zoo.photo_set import Part, PhotoSet, known_landmarks, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
 from zoo.recipe import Recipe
@@ -59,65 +58,7 @@ from zoo.weights import weights_content
 
 VERSION = 1  # of what is written here; raised when a change of code changes results
 TRAIN_ZOO = "engine train-zoo"
-Part = Literal["oof", "test"]
 NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
-NOT_IN_FOLDS = -1  # the fold of a test photo
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoSet:
-    """The usable photos of a run, one element per photo, in catalog order.
-
-    Attributes:
-        ids: photo ids, [N].
-        paths: their files.
-        hashes: SHA-256 of each file.
-        landmarks: landmark ids; empty text for photos without one, and for test photos.
-        folds: 0 … F-1, or `NOT_IN_FOLDS` for test photos; lower still for photos that are left out of everything.
-    """
-
-    ids: NDArray[np.object_]
-    paths: list[Path]
-    hashes: list[str]
-    landmarks: NDArray[np.object_]
-    folds: NDArray[np.int64]
-
-    @classmethod
-    def from_tables(cls, photos: pd.DataFrame, folds: pd.DataFrame, data: Path) -> PhotoSet:
-        """Lay usable catalog rows and their folds side by side."""
-        fold = photos["id"].map(folds.set_index("id")["fold"]).fillna(NOT_IN_FOLDS)
-        return cls(
-            ids=photos["id"].to_numpy(object),
-            paths=[data / path for path in photos["path"]],
-            hashes=photos["sha256"].tolist(),
-            landmarks=photos["landmark_id"].fillna("").to_numpy(object),
-            folds=fold.to_numpy(np.int64),
-        )
-
-    @cached_property
-    def training_digest(self) -> str:
-        """What every training is made from: the training photos, their labels and folds."""
-        rows = np.flatnonzero(self.folds >= 0)
-        return sha256_json([[self.hashes[row], self.landmarks[row], int(self.folds[row])] for row in rows])
-
-    def rows_of(self, part: Part, fold: int) -> Rows:
-        """The photos that a fold's model scores: its held-out fold, or the test set."""
-        return np.flatnonzero(self.folds == (fold if part == "oof" else NOT_IN_FOLDS))
-
-    def training_rows(self, fold: int, *, negatives: bool) -> Rows:
-        """The photos that a fold's model learns from."""
-        inside = (self.folds != fold) & (self.folds >= 0)
-        return np.flatnonzero(inside if negatives else inside & (self.landmarks != ""))
-
-    def known_landmarks(self, fold: int, *, at_least: int = 1) -> list[str]:
-        """The landmarks with that many photos in a fold's training part, sorted: the classes of its model."""
-        names, sizes = np.unique(self.landmarks[self.training_rows(fold, negatives=False)], return_counts=True)
-        return [str(name) for name in names[sizes >= at_least]]
-
-    @property
-    def fold_count(self) -> int:
-        """F."""
-        return int(self.folds.max()) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +125,7 @@ class _Member:
 
     def __init__(self, context: Context, recipe: Recipe) -> None:
         self.context, self.recipe = context, recipe
+        self.lesson = lru_cache(maxsize=1)(partial(lesson_of, context.photos, recipe))  # of the fold at hand
         self.folder = f"zoo/{recipe.name}"
 
     @cached_property
@@ -254,7 +196,7 @@ class _Member:
         model = self.train(fold, inputs)  # after several processes: from where they ended
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_bytes(context.run.path(name), save(state))
-        facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(self.known_landmarks(fold))}
+        facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(self.lesson(fold).landmarks)}
         context.run.record(name, kind="weights", version=VERSION, inputs=inputs, facts=facts)
         clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
 
@@ -266,16 +208,19 @@ class _Member:
             seed=given.seed, max_pixels=given.max_pixels, workers=given.workers, force_new=given.force_new,
         )  # fmt: skip
 
-    def train(self, fold: int, inputs: Mapping[str, Any]) -> nn.Module:
+    def train(self, fold: int, inputs: Mapping[str, Any]) -> Network:
         """The fold's model, trained from its newest checkpoint if there is one."""
         context = self.context
         torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
         folder = context.run.path(f"{self.folder}/fold{fold}")
         label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
-        model: nn.Module = self._new_model(fold)
+        model = self._new_model(fold)
         mixed = not self.recipe.backbone.frozen and trains_faster_mixed(model, context.accelerator.device)
         session = Session(folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new)
-        data = self._training_set(fold)
+        lesson = self.lesson(fold)
+        data = TrainingSet(
+            self.source, lesson.rows, lesson.targets, lambda trained: self._validation_gap(trained, fold)
+        )
         if any(parameter.requires_grad for parameter in model.parameters()):
             self._warn_of_memory(model)
             model = train(
@@ -285,8 +230,8 @@ class _Member:
         return self._fill(model, fold)
 
     def _new_model(self, fold: int, *, pretrained: bool = True) -> Network:
-        counts = torch.from_numpy(np.bincount(self._training_set(fold).targets))
-        none_class = len(counts) - 1 if has_none_class(self.context.photos, self.recipe, fold) else None
+        lesson = self.lesson(fold)
+        counts, none_class = torch.from_numpy(lesson.counts), lesson.none_class
         if self.recipe.backbone.frozen:
             width = self.embeddings.shape[-1]
             head = build_head(self.recipe.head, width, counts, none_class=none_class)
@@ -303,32 +248,26 @@ class _Member:
                 "come on top"
             )
 
-    def _fill(self, model: nn.Module, fold: int) -> nn.Module:
+    def _fill(self, model: Network, fold: int) -> Network:
         """Let a head that answers from the training photos take them in; any other is left as it is."""
-        if hasattr(model.head, "fill"):
-            fill_index(model, self._training_set(fold), self.context.accelerator, mixed=self._scores_mixed)
+        if isinstance(model.head, PhotoHead):
+            lesson, accelerator = self.lesson(fold), self.context.accelerator
+            embeddings = embed(model, self.source, lesson.rows, accelerator=accelerator, mixed=self._scores_mixed)
+            model.head.fill(embeddings, torch.from_numpy(lesson.targets).to(embeddings.device))
         return model
 
     @property
     def _scores_mixed(self) -> bool:
         return not self.recipe.backbone.frozen
 
-    def known_landmarks(self, fold: int) -> list[str]:
-        """The landmarks that the fold's model tells apart."""
-        return known_landmarks(self.context.photos, self.recipe, fold)
-
-    def _training_set(self, fold: int) -> TrainingSet:
-        rows, targets = labelled_rows(self.context.photos, self.recipe, fold)
-        return TrainingSet(self.source, rows, targets, lambda model: self._validation_gap(model, fold))
-
-    def _validation_gap(self, model: nn.Module, fold: int) -> float:
+    def _validation_gap(self, model: Network, fold: int) -> float:
         photos = self.context.photos
         rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
         if not known.intersection(photos.landmarks[rows]):
             return math.nan  # nothing that could be right, as in a very small fold
         best = self._predict(self._fill(model, fold), fold, rows, keep=1)
         answers = candidate_table(
-            best, member="", queries=photos.ids[rows].tolist(), landmarks=self.known_landmarks(fold)
+            best, member="", queries=photos.ids[rows].tolist(), landmarks=self.lesson(fold).landmarks
         ).rename(columns={"query": "id", "score": "confidence"})
         truth = pd.DataFrame(
             {
@@ -338,10 +277,10 @@ class _Member:
         )
         return score_answers(answers, truth)
 
-    def _predict(self, model: nn.Module, fold: int, rows: Rows, *, keep: int) -> Predictions:
+    def _predict(self, model: Network, fold: int, rows: Rows, *, keep: int) -> Predictions:
         return predict(
             model, self.source, rows,
-            landmarks=len(self.known_landmarks(fold)), keep=keep,
+            landmarks=len(self.lesson(fold).landmarks), keep=keep,
             accelerator=self.context.accelerator, mixed=self._scores_mixed,
         )  # fmt: skip
 
@@ -367,7 +306,7 @@ class _Member:
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
         queries = context.photos.ids[rows].tolist()
         candidates = candidate_table(
-            found, member=self.recipe.name, queries=queries, landmarks=self.known_landmarks(fold)
+            found, member=self.recipe.name, queries=queries, landmarks=self.lesson(fold).landmarks
         )
         features = feature_table(found, member=self.recipe.name, queries=queries)
         for each, table, schema in zip(names, (candidates, features), (CANDIDATES, QUERY_FEATURES), strict=True):
@@ -380,52 +319,6 @@ def _train_share(
     """What each of several processes does for a fold."""
     context = make_context(worker.accelerator, worker.progress, worker.stop)
     _Member(context, recipe).train(fold, inputs)
-
-
-@torch.inference_mode()
-def fill_index(model: nn.Module, data: TrainingSet, accelerator: Accelerator, *, mixed: bool) -> None:
-    """Give a head that answers from the training photos their embeddings, each the mean of its views."""
-    parts = []
-    for views in data.source.view_batches(data.rows, batch_size=BATCH):
-        with accelerator.autocast() if mixed else nullcontext():
-            embeddings = [model.embed(view) for view in views]  # type: ignore[operator] # a module's own method
-        parts.append(torch.stack([embedding.float() for embedding in embeddings]).mean(dim=0))
-    model.head.fill(torch.cat(parts), torch.from_numpy(data.targets).to(parts[0].device))  # type: ignore[operator,union-attr]
-
-
-def labelled_rows(photos: PhotoSet, recipe: Recipe, fold: int) -> tuple[Rows, NDArray[np.int64]]:
-    """The photos that a fold's model learns from, [N], and their classes, int [N]; 'none of them' is the last class.
-
-    Photos of dropped landmarks are left out: they are not photos of nothing.
-    """
-    known = known_landmarks(photos, recipe, fold)
-    position = {landmark: index for index, landmark in enumerate(known)}
-    if has_none_class(photos, recipe, fold):
-        position[""] = len(known)
-    rows = photos.training_rows(fold, negatives=True)
-    classes = np.array([position.get(landmark, -1) for landmark in photos.landmarks[rows]], dtype=np.int64)
-    return rows[classes >= 0], classes[classes >= 0]
-
-
-def has_none_class(photos: PhotoSet, recipe: Recipe, fold: int) -> bool:
-    """Whether a fold's model has a class for photos without a landmark."""
-    rows = photos.training_rows(fold, negatives=True)
-    return recipe.head.none_class and bool((photos.landmarks[rows] == "").any())
-
-
-def known_landmarks(photos: PhotoSet, recipe: Recipe, fold: int) -> list[str]:
-    """The landmarks that a recipe's model of a fold tells apart, sorted: those it does not drop.
-
-    Raises:
-        DataError: when it drops all of them.
-    """
-    known = photos.known_landmarks(fold, at_least=recipe.train.min_photos)
-    if not known:
-        raise DataError(
-            f"{recipe.name}: no landmark has {recipe.train.min_photos} photos in the training part of fold {fold + 1}",
-            hint="lower train.min_photos",
-        )
-    return known
 
 
 def _without_weights(recipe: Recipe) -> Recipe:

@@ -11,9 +11,10 @@ from timm.models import group_modules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from zoo.heads import build_head
+from zoo.heads import ArcFaceHead, HadamardHead, Head, LandmarkHead
+from zoo.photo_heads import NeighbourHead, PrototypeHead
 from zoo.pooling import make_pooling
-from zoo.recipe import OWN_POOLINGS, BackboneConfig, Recipe
+from zoo.recipe import HeadConfig, Recipe
 from zoo.weights import build_backbone
 
 
@@ -49,7 +50,7 @@ class Network(nn.Module):
         head: from embeddings to logits [B, C].
     """
 
-    def __init__(self, embed: nn.Module, head: nn.Module) -> None:
+    def __init__(self, embed: nn.Module, head: LandmarkHead) -> None:
         super().__init__()
         self.embed = embed
         self.head = head
@@ -60,8 +61,7 @@ class Network(nn.Module):
         if targets is None:
             logits: Tensor = self.head(embedding)
             return logits
-        loss: Tensor = self.head.loss(embedding, targets, smoothing)  # type: ignore[operator] # a head's own method
-        return loss
+        return self.head.loss(embedding, targets, smoothing)
 
 
 def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = None) -> Network:
@@ -78,15 +78,38 @@ def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = No
     )
 
 
-def own_pooling(config: BackboneConfig) -> nn.Module:
-    """The pooling behind a backbone that gives its map, and nothing behind one that pools itself."""
-    return make_pooling(config.pooling) if config.pooling in OWN_POOLINGS else nn.Identity()
+def build_head(config: HeadConfig, width: int, counts: Tensor, *, none_class: int | None = None) -> LandmarkHead:
+    """The head a recipe asks for.
+
+    Args:
+        config: the recipe's head.
+        width: D of the embedding.
+        counts: training photos of each class, int64 [C].
+        none_class: the class of 'none of them', if there is one.
+
+    Raises:
+        ConfigError: when the embedding is too narrow for a Hadamard head.
+    """
+    classes = len(counts)
+    match config.kind:
+        case "linear":
+            return Head(width, classes, config)
+        case "hadamard":
+            return HadamardHead(width, classes, config)
+        case "arcface":
+            return ArcFaceHead(width, counts, config)
+        case "neighbours":
+            return NeighbourHead(width, classes, int(counts.sum()), config, none_class)
+        case "prototypes":
+            return PrototypeHead(width, classes, config, none_class)
 
 
 def build_embedder(recipe: Recipe, *, fold: bool) -> Embedder:
     """The backbone of a recipe with its pooling, its batch norms folded into its convolutions or not."""
     backbone = build_backbone(recipe.backbone)
-    return Embedder(fold_batch_norms(backbone, recipe.input.size) if fold else backbone, own_pooling(recipe.backbone))
+    if fold:
+        backbone = fold_batch_norms(backbone, recipe.input.size)
+    return Embedder(backbone, make_pooling(recipe.backbone.pooling))
 
 
 @torch.inference_mode()

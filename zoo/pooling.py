@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-PoolingName = Literal["gem", "flat"]
 
 
 class GeM(nn.Module):
@@ -52,9 +49,10 @@ class FlatPool(nn.Sequential):
 
 
 def make_pooling(name: str) -> nn.Module:
-    """The pooling of a name, from [B, C, H, W] to one vector per photo.
+    """The pooling of a name, from [B, C, H, W] to one vector per photo; for timm's own, which a backbone does, nothing.
 
     >>> make_pooling("flat")(torch.zeros(2, 3, 7, 7)).shape
     torch.Size([2, 48])
     """
-    return GeM() if name == "gem" else FlatPool()
+    pooling: nn.Module = {"gem": GeM, "flat": FlatPool}.get(name, nn.Identity)()
+    return pooling

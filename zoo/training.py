@@ -33,11 +33,12 @@ from engine.core.progress import Progress
 from engine.core.runs import describe_changes
 from engine.core.storage import write_text
 from zoo.checkpoints import Checkpoint, clear_checkpoints, load_checkpoint, save_checkpoint
+from zoo.network import Network
 from zoo.recipe import TrainConfig
 from zoo.samplers import epoch_order
 from zoo.sources import Rows, Source
 
-Validate = Callable[[nn.Module], float]
+Validate = Callable[[Network], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def _is_head(name: str) -> bool:
 
 
 def train(
-    model: nn.Module,
+    model: Network,
     data: TrainingSet,
     config: TrainConfig,
     session: Session,
@@ -119,7 +120,7 @@ def train(
     seed: int,
     inputs: Mapping[str, Any],
     set_mode: Callable[[nn.Module], None],
-) -> nn.Module:
+) -> Network:
     """Train a model to the end, from the newest checkpoint if there is one.
 
     The checkpoints stay: who keeps the result removes them, so that a kill in between costs nothing.
@@ -161,7 +162,7 @@ class _Loop:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         data: TrainingSet,
         config: TrainConfig,
         session: Session,
@@ -183,11 +184,12 @@ class _Loop:
         self.step = 0
         self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
         self.saved_at = time.monotonic()
-        self.forward = model  # of a training step
+        self.forward: nn.Module = model  # of a training step
 
     @property
-    def best_model(self) -> nn.Module:
-        return self.model if self.ema is None else self.ema.module
+    def best_model(self) -> Network:
+        best: Network = self.model if self.ema is None else self.ema.module
+        return best
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint."""

@@ -17,7 +17,8 @@ from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
 from zoo.device import make_accelerator
 from zoo.gate import run_gate
-from zoo.members import Context, PhotoSet, run_member
+from zoo.members import Context, run_member
+from zoo.photo_set import PhotoSet
 from zoo.recipe import Recipe, load_recipe
 
 SIDE = 40  # pixels: more than the 32 that the tiny networks see, so that photos are really resized

@@ -7,7 +7,7 @@ import pytest
 
 from engine.core.errors import DataError
 from zoo.few_shot import cut_landmarks, evaluate_few_shot, with_few_photos
-from zoo.members import PhotoSet
+from zoo.photo_set import PhotoSet
 from zoo.recipe import load_recipe
 
 SIZES = {"a": 25, "b": 20, "c": 30, "d": 24, "small": 6, "": 15}

@@ -9,7 +9,7 @@ from engine.core.config import GateConfig
 from engine.core.errors import ConfigError
 from engine.core.tables import QUERY_FEATURES, read_table
 from zoo.gate import fit_gate, gate_table, run_gate, score_gate_fold
-from zoo.members import PhotoSet
+from zoo.photo_set import PhotoSet
 
 FOLDS = 3
 

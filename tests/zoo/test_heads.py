@@ -8,22 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pytorch_metric_learning import distances, losses, miners, reducers
 from scipy.linalg import hadamard
 from torch.nn import functional
 
 from engine.core.errors import ConfigError
-from zoo.heads import (
-    ArcFaceHead,
-    HadamardHead,
-    Head,
-    NeighbourHead,
-    PrototypeHead,
-    build_head,
-    class_margins,
-    triplet_loss,
-    walsh_hadamard,
-    widen_angle,
-)
+from zoo.heads import ArcFaceHead, HadamardHead, Head, class_margins, walsh_hadamard, widen_angle
+from zoo.network import build_head
+from zoo.photo_heads import NeighbourHead, PrototypeHead, triplet_loss
 from zoo.recipe import HeadConfig
 
 KINDS = ("linear", "hadamard", "arcface", "neighbours", "prototypes")
@@ -436,9 +428,6 @@ def test_a_collapsed_embedding_has_the_margin_as_its_loss():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_triplet_loss_is_that_of_pytorch_metric_learning(seed):
-    pytest.importorskip("pytorch_metric_learning")
-    from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: PLC0415 - only where it is installed
-
     targets = torch.arange(8).repeat(2)  # two photos of each, so that an anchor has one positive, as its miner takes
     x = functional.normalize(_normal(8, 16, seed=seed).repeat(2, 1) + 0.4 * _normal(16, 16, seed=seed + 9), dim=1)
     squared = distances.LpDistance(normalize_embeddings=False, p=2, power=2)

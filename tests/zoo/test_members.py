@@ -15,8 +15,8 @@ from engine.core.errors import ArtifactError
 from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import FEATURES
-from zoo.heads import NeighbourHead
 from zoo.members import embeddings_of, run_member
+from zoo.photo_heads import NeighbourHead
 from zoo.recipe import load_recipe
 from zoo.weights import build_backbone
 

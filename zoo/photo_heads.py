@@ -1,0 +1,161 @@
+"""Heads that answer from the training photos: nearest neighbours and class prototypes.
+
+They have nothing to learn of their own. `fill` takes the training photos into their buffers, and their loss, by
+triplets, teaches the embedding alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zoo.heads import LandmarkHead, cosines
+from zoo.recipe import HeadConfig
+
+
+class PhotoHead(LandmarkHead):
+    """What photo heads share: directions as seen from the mean of all training photos, and the triplet loss."""
+
+    def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None) -> None:
+        super().__init__()
+        self.classes, self.config, self.none_class = classes, config, none_class
+        self.register_buffer("centre", torch.zeros(width))
+
+    def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """The triplet loss of embeddings [B, D] and classes int64 [B]; there are no labels to smooth in it."""
+        del smoothing
+        direction = functional.normalize(embedding.float(), dim=1)
+        return triplet_loss(direction, targets, self.config.triplet_margin, none_class=self.none_class)
+
+    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
+        """Take the training photos in: embeddings [N, D] and their classes int64 [N]."""
+        raise NotImplementedError
+
+    def _direction(self, embedding: Tensor) -> Tensor:
+        return functional.normalize(functional.normalize(embedding.float(), dim=1) - self.get_buffer("centre"), dim=1)
+
+    def _take_centre(self, embeddings: Tensor) -> Tensor:
+        """Keep the centre of embeddings [N, D]; returns their directions from it, [N, D]."""
+        self.get_buffer("centre").copy_(functional.normalize(embeddings.float(), dim=1).mean(dim=0))
+        return self._direction(embeddings)
+
+
+class NeighbourHead(PhotoHead):
+    """Embedding to logits by the training photos themselves, each of which votes for its class.
+
+    vote = "kernel": every photo votes with exp(scale * cosine), and the logit of a class is the logarithm of its
+    photos' votes, so the softmax is a kernel density estimate of the classes; large classes gain by their size.
+    vote = "top-k": the K nearest photos vote with their cosines, and the logit of a class is scale times the sum of its
+    votes / min(K, photos of the class): one near photo is all that a landmark with one can have, a large one needs K.
+
+    Args:
+        width: D of the embedding.
+        classes: C.
+        photos: N training photos.
+        config: scale, vote, neighbours and triplet_margin.
+        none_class: the class of 'none of them', if there is one.
+    """
+
+    def __init__(
+        self, width: int, classes: int, photos: int, config: HeadConfig, none_class: int | None = None
+    ) -> None:
+        super().__init__(width, classes, config, none_class)
+        self.register_buffer("index", torch.zeros(photos, width))
+        self.register_buffer("targets", torch.zeros(photos, dtype=torch.long))
+
+    @torch.no_grad()
+    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
+        """Take the training photos in: embeddings [N, D] and their classes int64 [N]."""
+        self.get_buffer("index").copy_(self._take_centre(embeddings))
+        self.get_buffer("targets").copy_(targets)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[B, D] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
+        cosine = cosines(self._direction(embedding), self.get_buffer("index"))  # [B, N]
+        return self._kernel_votes(cosine) if self.config.vote == "kernel" else self._nearest_votes(cosine)
+
+    def _kernel_votes(self, cosine: Tensor) -> Tensor:
+        scale = self.config.scale
+        votes = torch.exp(scale * (cosine - 1))  # [B, N] in 0..1
+        total = torch.full((len(votes), self.classes), math.exp(-2 * scale), device=votes.device)
+        return total.index_add(1, self.get_buffer("targets"), votes).log() + scale
+
+    def _nearest_votes(self, cosine: Tensor) -> Tensor:
+        targets, count = self.get_buffer("targets"), self.config.neighbours
+        votes, photos = cosine.topk(min(count, cosine.shape[1]), dim=1)  # [B, K]
+        total = votes.new_zeros(len(votes), self.classes).scatter_add(1, targets[photos], votes)
+        has_vote = torch.zeros_like(total, dtype=torch.bool).scatter(1, targets[photos], value=True)
+        most = torch.bincount(targets, minlength=self.classes).clamp(1, count)  # votes that a class can have, [C]
+        return self.config.scale * torch.where(has_vote, total / most, -1.0)
+
+
+class PrototypeHead(PhotoHead):
+    """Embedding to logits by the nearest class prototype: the mean direction of a class, shrunken towards the centre.
+
+    prototype = sum of the class's directions / (photos + shrink), as if `shrink` photos at the centre of all belonged
+    to each class. logit = -scale/2 * |x - prototype|², up to what all classes share: scale * (x·p - |p|²/2), the score
+    of Gaussian classes of equal spread and odds. This is what lets a landmark with one to five photos compete. The mean
+    of many photos is short, that of one photo has length 1: by the plain distance the few lose, by the plain product
+    they win everywhere, and by the cosine they pay for a noisy direction. The shrinkage brings the lengths together,
+    and |p|²/2 asks the surer prototype for the better match. Tibshirani et al., "Diagnosis of multiple cancer types by
+    shrunken centroids of gene expression" (2002), with the posterior mean under a Gaussian prior as the shrinkage.
+
+    Args:
+        width: D of the embedding.
+        classes: C.
+        config: scale, shrink and triplet_margin.
+        none_class: the class of 'none of them', if there is one.
+    """
+
+    def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None = None) -> None:
+        super().__init__(width, classes, config, none_class)
+        self.register_buffer("prototypes", torch.zeros(classes, width))
+
+    @torch.no_grad()
+    def fill(self, embeddings: Tensor, targets: Tensor) -> None:
+        """Take the training photos in: embeddings [N, D] and their classes int64 [N], each class at least once."""
+        prototypes = self.get_buffer("prototypes")
+        photos = torch.bincount(targets, minlength=self.classes)
+        total = torch.zeros_like(prototypes).index_add(0, targets, self._take_centre(embeddings))
+        prototypes.copy_(total / (photos[:, None] + self.config.shrink))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[B, D] -> logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
+        prototypes = self.get_buffer("prototypes")
+        match = cosines(self._direction(embedding), prototypes)
+        return self.config.scale * (match - prototypes.square().sum(dim=1) / 2)
+
+
+def triplet_loss(embeddings: Tensor, targets: Tensor, margin: float, *, none_class: int | None = None) -> Tensor:
+    """The triplet loss of a batch, with semi-hard negatives.
+
+    Schroff, Kalenichenko and Philbin, "FaceNet" (arXiv 1503.03832), equation 3: max(0, d(a, p) - d(a, n) + margin) with
+    d the squared Euclidean distance, here as the mean over all ordered pairs (a, p) of two photos of a landmark. The
+    negative of a pair is the closest photo of another class that is farther from a than p is (section 3.2): inside the
+    margin it is semi-hard, beyond it the loss is zero. When all are closer than p, it is the farthest of them, since
+    harder ones collapse the embedding and a pair without a negative would never be mended.
+
+    Args:
+        embeddings: [B, D], unit vectors.
+        targets: classes, int64 [B].
+        margin: in squared distance, which lies in 0..4.
+        none_class: photos of this class are alike in nothing: they are negatives only.
+
+    Returns:
+        A scalar; for a batch without a triplet zero, with a gradient of zero.
+    """
+    distance = 2 - 2 * cosines(embeddings, embeddings)  # [B, B]
+    same = targets[:, None] == targets
+    is_landmark = targets != (-1 if none_class is None else none_class)
+    alike = same & is_landmark & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    anchors, positives = torch.nonzero(alike & ~same.all(), as_tuple=True)  # [T]; of one class alone none
+    reach = distance[anchors, positives]
+    others = distance[anchors]  # [T, B]
+    is_negative = ~same[anchors]
+    nearest = others.where(is_negative & (others > reach[:, None]), math.inf).amin(dim=1)
+    farthest = others.where(is_negative, -math.inf).amax(dim=1)
+    losses = functional.relu(reach - torch.where(nearest.isfinite(), nearest, farthest) + margin)
+    return losses.sum() / max(1, len(losses))  # not the mean, which of nothing is NaN
