@@ -96,7 +96,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
     Args:
         context: where and how.
         recipe: the member.
-        folds: only these, and merged scores once none is missing; empty for all.
+        folds: only these, and merged scores once all others are there and fresh too; empty for all.
 
     Raises:
         ChangedSettingsError: when finished work was made from other settings and `force_new` is not set.
@@ -108,7 +108,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
         member.train_fold(fold)
         for part in ("oof", "test"):
             member.score_fold(fold, part)
-    if all(context.run.find(member.weights_of(fold)) is not None for fold in range(context.photos.fold_count)):
+    if not folds or all(member.is_finished(fold) for fold in range(context.photos.fold_count)):
         merge_folds(context, recipe)
 
 
@@ -222,7 +222,8 @@ class _Member:
             self.source, lesson.rows, lesson.targets, lambda trained: self._validation_gap(trained, fold)
         )
         if any(parameter.requires_grad for parameter in model.parameters()):
-            self._warn_of_memory(model)
+            if context.processes == 1:  # else the first of them tells
+                self._warn_of_memory(model)
             model = train(
                 model, data, self.recipe.train, session,
                 seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
@@ -286,21 +287,13 @@ class _Member:
 
     def score_fold(self, fold: int, part: Part) -> None:
         """Write a fold model's candidates and features for its held-out fold, or for the test set."""
+        if self.is_scored(fold, part):
+            return
         context = self.context
         rows = context.photos.rows_of(part, fold)
-        weights = self.weights_of(fold)
-        name = f"{self.folder}/fold{fold}/{part}"
-        inputs = {
-            "weights": context.run.hash_of(weights, made_by=TRAIN_ZOO),
-            "candidates": self.recipe.candidates,
-            "photos": sha256_json([[context.photos.ids[row], context.photos.hashes[row]] for row in rows]),
-            "version": VERSION,
-        }
-        names = (f"{name}.parquet", f"{name}.queries.parquet")
-        if len(rows) == 0 or all(context.run.is_fresh(each, inputs) for each in names):
-            return
+        inputs = self._score_inputs(fold, rows)
         model = self._new_model(fold, pretrained=False)
-        model.load_state_dict(load_file(context.run.path(weights)))
+        model.load_state_dict(load_file(context.run.path(self.weights_of(fold))))
         began = time.monotonic()
         found = self._predict(model.eval(), fold, rows, keep=self.recipe.candidates)
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
@@ -309,8 +302,36 @@ class _Member:
             found, member=self.recipe.name, queries=queries, landmarks=self.lesson(fold).landmarks
         )
         features = feature_table(found, member=self.recipe.name, queries=queries)
-        for each, table, schema in zip(names, (candidates, features), (CANDIDATES, QUERY_FEATURES), strict=True):
-            context.run.save_table(each, table, schema, inputs, facts)
+        tables, schemas = (candidates, features), (CANDIDATES, QUERY_FEATURES)
+        for name, table, schema in zip(self._scores_of(fold, part), tables, schemas, strict=True):
+            context.run.save_table(name, table, schema, inputs, facts)
+
+    def is_finished(self, fold: int) -> bool:
+        """Whether a fold's model is trained as the recipe says, and has scored everything."""
+        trained = self.context.run.is_fresh(self.weights_of(fold), self.inputs(fold))
+        return trained and self.is_scored(fold, "oof") and self.is_scored(fold, "test")
+
+    def is_scored(self, fold: int, part: Part) -> bool:
+        """Whether the trained model's scores are there and its own, or nothing is asked of it."""
+        rows = self.context.photos.rows_of(part, fold)
+        if len(rows) == 0:
+            return True
+        inputs = self._score_inputs(fold, rows)
+        return all(self.context.run.is_fresh(name, inputs) for name in self._scores_of(fold, part))
+
+    def _score_inputs(self, fold: int, rows: Rows) -> dict[str, Any]:
+        photos = self.context.photos
+        return {
+            "weights": self.context.run.hash_of(self.weights_of(fold), made_by=TRAIN_ZOO),
+            "candidates": self.recipe.candidates,
+            "photos": sha256_json([[photos.ids[row], photos.hashes[row]] for row in rows]),
+            "version": VERSION,
+        }
+
+    def _scores_of(self, fold: int, part: Part) -> tuple[str, str]:
+        """The names of a fold's candidates and query features in the run."""
+        name = f"{self.folder}/fold{fold}/{part}"
+        return f"{name}.parquet", f"{name}.queries.parquet"
 
 
 def _train_share(

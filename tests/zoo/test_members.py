@@ -15,7 +15,7 @@ from engine.core.errors import ArtifactError
 from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import FEATURES
-from zoo.members import embeddings_of, run_member
+from zoo.members import embeddings_of, run_fold, run_member
 from zoo.photo_heads import NeighbourHead
 from zoo.recipe import load_recipe
 from zoo.weights import build_backbone
@@ -381,6 +381,27 @@ def test_folds_may_come_one_after_another(tmp_path, finished, photos, recipe, ma
     for part in ("oof", "test"):
         name = f"scores/{recipe.name}.{part}.parquet"
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_folds_of_other_settings_are_never_merged_with_new_ones(tmp_path, finished, photos, recipe, make_context):
+    shutil.copytree(finished, tmp_path / "run")
+    merged = tmp_path / f"run/scores/{recipe.name}.oof.parquet"
+    before = merged.read_bytes()
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 3.0})})
+    for fold in (0, 1):
+        run_member(make_context(tmp_path / "run", photos, force_new=True), longer, [fold])
+        assert merged.read_bytes() == before
+    run_member(make_context(tmp_path / "run", photos, force_new=True), longer, [2])
+    assert merged.read_bytes() != before
+
+
+def test_a_fold_without_its_test_scores_is_not_merged(tmp_path, photos, recipe, make_context):
+    run_fold(make_context(tmp_path, photos), recipe, 1)
+    for fold in (0, 2):
+        run_member(make_context(tmp_path, photos), recipe, [fold])
+    assert not (tmp_path / "scores").exists()
+    run_member(make_context(tmp_path, photos), recipe)
+    assert (tmp_path / f"scores/{recipe.name}.test.parquet").exists()
 
 
 def test_much_memory_is_told_before_it_is_taken(tmp_path, photos, scratch, make_context, watch, monkeypatch):
