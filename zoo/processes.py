@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -158,11 +159,12 @@ def _begin(
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(place.count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.port),
     }  # fmt: skip
-    progress = _Messenger(messages) if rank == 0 else Progress()
+    progress, stop = _Messenger(messages) if rank == 0 else Progress(), StopRequest()
+    threading.Thread(target=_pass_on, args=(halt, stop), daemon=True).start()
     try:
         accelerator = make_accelerator(place.device, place.precision, place.threads)
         try:
-            work(Worker(accelerator, progress, _Halt(halt)), *arguments)
+            work(Worker(accelerator, progress, stop), *arguments)
         finally:
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
@@ -172,15 +174,9 @@ def _begin(
         raise
 
 
-class _Halt(StopRequest):
-    """A stop request that is raised in another process."""
-
-    def __init__(self, event: Event) -> None:
-        self._event = event
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override] # an attribute there
-        return self._event.is_set()
+def _pass_on(halt: Event, stop: StopRequest) -> None:
+    halt.wait()
+    stop.requested = True
 
 
 class _Messenger(Progress):

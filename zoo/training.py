@@ -27,7 +27,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.core.errors import ChangedSettingsError, EngineError
+from engine.core.errors import ChangedSettingsError, ConfigError, EngineError
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
 from engine.core.runs import describe_changes
@@ -179,6 +179,11 @@ class _Loop:
         self.is_first: bool = session.accelerator.is_main_process
         photos = len(self._order(0))  # the same in every epoch
         self.batch = min(config.batch_size, photos) // self.processes * self.processes
+        if self.batch == 0:
+            raise ConfigError(
+                f"{session.label}: {self.processes} processes cannot share a batch of {min(config.batch_size, photos)}",
+                hint="lower processes, or raise train.batch_size",
+            )
         self.steps_per_epoch = photos // self.batch  # a last small batch waits for the next epoch
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.step = 0
@@ -219,12 +224,11 @@ class _Loop:
             numbers = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.model, device_ids=numbers)
         for batch, target in self._batches(epoch, done):
-            loss, stop = self._train_step(batch, target)
-            losses.append(loss)
+            losses.append(self._train_step(batch, target))
             self.step += 1
             rate = len(losses) * self.batch / (time.monotonic() - began)
             advance(1, f"loss {losses[-1]:.3f}, {rate:.0f}/s")
-            if stop or (self.processes == 1 and self.session.stop.requested):  # several have to agree
+            if self._asked_to_stop():
                 self._save()
                 raise KeyboardInterrupt
             if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
@@ -257,8 +261,13 @@ class _Loop:
         batches = self.data.source.train_batches(self.data.rows[order], epoch=epoch, batch_size=share)
         return zip(batches, torch.split(targets, share), strict=True)
 
-    def _train_step(self, batch: Tensor, target: Tensor) -> tuple[float, bool]:
-        """One step; returns the loss, and whether to stop, the same in every process."""
+    def _asked_to_stop(self) -> bool:
+        """Whether any of the processes was; all get the same answer, after the same step."""
+        accelerator = self.session.accelerator
+        asked = torch.tensor(float(self.session.stop.requested), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)
+
+    def _train_step(self, batch: Tensor, target: Tensor) -> float:
         accelerator = self.session.accelerator
         torch.manual_seed((self.seed << 32) + self.step * self.processes + accelerator.process_index)  # dropout
         factor = learning_rate_at(self.step, self.total, self.config.warmup)
@@ -266,8 +275,7 @@ class _Loop:
             group["lr"] = self.config.lr * group["factor"] * factor
         with accelerator.autocast() if self.session.mixed else nullcontext():
             loss = self.forward(batch, target, self.config.label_smoothing)
-        told = torch.stack([loss.detach(), loss.new_tensor(float(self.session.stop.requested))])
-        value, stop = accelerator.reduce(told, "mean").tolist()
+        value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise EngineError(
                 f"{self.session.label}: the loss is {value} at step {self.step + 1}",
@@ -279,7 +287,7 @@ class _Loop:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
-        return value, stop > 0
+        return value
 
     def hand_over(self) -> None:
         """Save the end of a training in several processes for the one that started them."""

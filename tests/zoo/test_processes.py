@@ -2,12 +2,13 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.core.errors import EngineError, ResourceError
+from engine.core.errors import ConfigError, EngineError, ResourceError
 from zoo.checkpoints import load_checkpoint
 from zoo.device import make_accelerator
 from zoo.members import run_member
@@ -27,8 +28,7 @@ def recipe():
 
 
 def _together(context, count):
-    object.__setattr__(context, "processes", count)
-    return context
+    return replace(context, processes=count)
 
 
 @pytest.mark.slow
@@ -53,6 +53,13 @@ def test_a_stop_reaches_every_process_and_is_gone_on_from(make_context, photos, 
     assert checkpoint.step >= 2
     run_member(make_context(tmp_path, photos), recipe)  # one process may go on where two stopped
     assert (tmp_path / "scores/tiny-scratch.oof.parquet").exists()
+
+
+@pytest.mark.slow
+def test_more_processes_than_photos_in_a_batch_are_refused(make_context, photos, tmp_path):
+    recipe = load_recipe("tiny-scratch", {"train.batch_size": 2})
+    with pytest.raises(ConfigError, match="3 processes cannot share a batch of 2"):
+        run_member(_together(make_context(tmp_path, photos), 3), recipe)
 
 
 def _reduce(worker, number):
