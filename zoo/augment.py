@@ -22,8 +22,14 @@ _DRAWS = 9  # uniform numbers per photo: each column below has its own
 
 def draw_changes(seed: int, epoch: int, photos: Sequence[int]) -> NDArray[np.float32]:
     """Uniform numbers 0..1, [B, 9], that depend on (seed, epoch, photo) only."""
-    keys = (np.random.Philox(key=[(seed << 32) + epoch, photo]) for photo in photos)
-    return np.stack([np.random.Generator(key).random(_DRAWS, dtype=np.float32) for key in keys])
+    return draw_uniform(seed, epoch, photos, count=_DRAWS, stream=0)
+
+
+def draw_uniform(seed: int, epoch: int, photos: Sequence[int], *, count: int, stream: int) -> NDArray[np.float32]:
+    """Uniform numbers 0..1, [B, count], that depend on (seed, epoch, photo, stream) only; streams never meet."""
+    counter = [0, 0, 0, stream]
+    keys = (np.random.Philox(key=[(seed << 32) + epoch, photo], counter=counter) for photo in photos)
+    return np.stack([np.random.Generator(key).random(count, dtype=np.float32) for key in keys])
 
 
 def augment_batch(images: Tensor, draws: NDArray[np.float32], config: AugmentConfig) -> Tensor:

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from zoo.augment import draw_uniform
 from zoo.recipe import DegradeConfig
 
 _DRAWS = 3  # uniform numbers per photo: whether, side, quality
-_STREAM = [0, 0, 0, 1]  # far along the generator whose first numbers are the photo's augmentation
+_STREAM = 1  # the augmentation has 0
 
 
 def draw_degradations(seed: int, epoch: int, photos: Sequence[int]) -> NDArray[np.float32]:
     """Uniform numbers 0..1, [B, 3], that depend on (seed, epoch, photo) only: whether, how small, how compressed."""
-    keys = (np.random.Philox(key=[(seed << 32) + epoch, photo], counter=_STREAM) for photo in photos)
-    return np.stack([np.random.Generator(key).random(_DRAWS, dtype=np.float32) for key in keys])
+    return draw_uniform(seed, epoch, photos, count=_DRAWS, stream=_STREAM)
 
 
 def degrade_batch(batch: Tensor, drawn: NDArray[np.float32], config: DegradeConfig) -> Tensor:

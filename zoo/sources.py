@@ -69,7 +69,7 @@ class PhotoSource:
 
     def _degraded(self, batch: Tensor, epoch: int, photos: list[int]) -> Tensor:
         config = self.augment.degrade
-        if not config.probability:
+        if not (self.augment.enabled and config.probability):
             return batch
         return degrade_batch(batch, draw_degradations(self.seed, epoch, photos), config)
 

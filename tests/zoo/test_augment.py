@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.augment import augment_batch, draw_changes
+from zoo.degrade import draw_degradations
 from zoo.recipe import AugmentConfig
 
 STILL = {
@@ -16,6 +17,7 @@ STILL = {
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 24, 32), dtype=np.uint8))
 SHIFT_X, FLIP, ROTATE, BRIGHTNESS = 0, 4, 5, 6  # columns of the draws
 PHOTOS = list(range(6))
+DRAWS = (draw_changes, draw_degradations)
 
 
 def _changed(**changes):
@@ -25,22 +27,24 @@ def _changed(**changes):
 # ---- draws
 
 
+@pytest.mark.parametrize("draw", DRAWS)
 @settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**31 - 1),
     epoch=st.integers(0, 10_000),
     photos=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=5),
 )
-def test_draws_depend_on_seed_epoch_and_photo_only(seed, epoch, photos):
-    together = draw_changes(seed, epoch, photos)
-    alone = np.concatenate([draw_changes(seed, epoch, [photo]) for photo in photos])
+def test_draws_depend_on_seed_epoch_and_photo_only(draw, seed, epoch, photos):
+    together = draw(seed, epoch, photos)
+    alone = np.concatenate([draw(seed, epoch, [photo]) for photo in photos])
     assert np.array_equal(together, alone)
     assert together.min() >= 0
     assert together.max() < 1
 
 
-def test_draws_of_other_seeds_epochs_and_photos_differ():
-    draws = [draw_changes(*key)[0] for key in ((0, 0, [0]), (1, 0, [0]), (0, 1, [0]), (0, 0, [1]))]
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_of_other_seeds_epochs_and_photos_differ(draw):
+    draws = [draw(*key)[0] for key in ((0, 0, [0]), (1, 0, [0]), (0, 1, [0]), (0, 0, [1]))]
     assert len({tuple(row) for row in draws}) == 4
 
 

@@ -5,8 +5,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from engine.core.config import parse_section
@@ -33,25 +31,6 @@ def _smooth(size):
 
 
 # ---- draws
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    epoch=st.integers(0, 10_000),
-    photos=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=5),
-)
-def test_draws_depend_on_seed_epoch_and_photo_only(seed, epoch, photos):
-    together = draw_degradations(seed, epoch, photos)
-    alone = np.concatenate([draw_degradations(seed, epoch, [photo]) for photo in photos])
-    assert np.array_equal(together, alone)
-    assert together.min() >= 0
-    assert together.max() < 1
-
-
-def test_draws_of_other_seeds_epochs_and_photos_differ():
-    draws = [draw_degradations(*key)[0] for key in ((0, 0, [0]), (1, 0, [0]), (0, 1, [0]), (0, 0, [1]))]
-    assert len({tuple(row) for row in draws}) == 4
 
 
 def test_draws_are_spread_evenly_and_independent_of_the_augmentation():

@@ -1,11 +1,13 @@
 """Photos and embeddings come through one door: batches in the order asked for, random in the same way each time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from zoo.photos import Photos
-from zoo.recipe import AugmentConfig
+from zoo.recipe import AugmentConfig, DegradeConfig
 from zoo.sources import EmbeddingSource, PhotoSource
 
 CPU = torch.device("cpu")
@@ -104,3 +106,14 @@ def test_training_sees_changed_photos_in_the_range_of_a_photo(photo_source):
 
 def test_a_photos_change_is_its_own_in_any_order(photo_source):
     assert torch.equal(_train(photo_source, ROWS[:4]), _train(photo_source, ROWS[3::-1]).flip(0))
+
+
+def test_photos_are_degraded_in_training_only_where_augmentation_is_on(photo_source):
+    degrade = DegradeConfig(probability=1.0, quality=(1, 5))
+    for enabled in (True, False):
+        given = AugmentConfig(enabled=enabled)
+        plain, worse = (
+            _train(replace(photo_source, augment=given.model_copy(update={"degrade": each})), ROWS)
+            for each in (DegradeConfig(), degrade)
+        )
+        assert torch.equal(plain, worse) != enabled
