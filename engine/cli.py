@@ -47,6 +47,8 @@ ForceOption = Annotated[
     bool, typer.Option("--force-new", help="Train anew what was made from other settings, instead of refusing.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+MembersOption = Annotated[str, typer.Option("--members", metavar="A,B", help="Only these members.")]
+FoldsOption = Annotated[str, typer.Option("--folds", metavar="0,2", help="Only these folds, counted from 0.")]
 PrevalenceOption = Annotated[
     float | None,
     typer.Option("--prevalence", help="Share of queries with a known landmark that the GAP is to stand for, 0..1."),
@@ -77,23 +79,21 @@ def train_zoo(
     config: ConfigOption = None,
     settings: SetOption = None,
     device: DeviceOption = None,
-    members: Annotated[str, typer.Option("--members", metavar="A,B", help="Train only these members.")] = "",
-    folds: Annotated[str, typer.Option("--folds", metavar="0,2", help="Train only these folds, counted from 0.")] = "",
+    members: MembersOption = "",
+    folds: FoldsOption = "",
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast/--keep-going", help="End at the first member that fails, or train the others.")
     ] = False,
     force_new: ForceOption = False,
 ) -> None:
     """Train every member of the zoo and the gate, fold by fold; what is finished is not done again."""
-    from dataclasses import replace
-
     from engine import pipeline
     from engine.console import ConsoleProgress
 
     progress = ConsoleProgress()
-    request = replace(
-        _request(run, data, config, settings, device, force_new=force_new),
-        members=_listed(members), folds=_numbers(folds, "--folds"), fail_fast=fail_fast,
+    request = _request(
+        run, data, config, settings, device,
+        force_new=force_new, members=members, folds=folds, fail_fast=fail_fast,
     )  # fmt: skip
     pipeline.train_zoo(request, progress)
     if request.is_partial:
@@ -108,20 +108,18 @@ def few_shot(
     shots: Annotated[
         str, typer.Option("--shots", metavar="1,2", help="How many photos to leave of a landmark.")
     ] = "1,2,3,5",
-    members: Annotated[str, typer.Option("--members", metavar="A,B", help="Only these members.")] = "",
-    folds: Annotated[str, typer.Option("--folds", metavar="0,2", help="Ask only in these folds, from 0.")] = "",
+    members: MembersOption = "",
+    folds: FoldsOption = "",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut some landmarks down to a few training photos, and count how often members are right about them."""
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from engine import pipeline
     from engine.console import ConsoleProgress, print_json, print_table
 
-    request = replace(
-        _request(run, None, None, None, device), members=_listed(members), folds=_numbers(folds, "--folds")
-    )
+    request = _request(run, None, None, None, device, members=members, folds=folds)
     rows = pipeline.few_shot(request, _numbers(shots, "--shots"), ConsoleProgress())
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -131,7 +129,7 @@ def few_shot(
         (row.member, str(row.shots), f"{row.accuracy:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.photos))
         for row in rows
     ]
-    print_table(title, ("member", "photos seen", "right", "95% interval", "photos asked"), cells)
+    print_table(title, ("member", "photos seen", "right", "interval", "photos asked"), cells)
 
 
 @app.command("show-batch", epilog="Example: engine show-batch lite0-finetune --run runs/first --out batch.png")
@@ -151,14 +149,14 @@ def show_batch(
 
     shown = pipeline.show_batch(run, recipe, out, epoch=epoch - 1, count=photos)
     if as_json:
-        print_json({"batch": str(shown.batch), "sizes": str(shown.sizes), "classes": shown.bands})
+        print_json(shown)
         return
     rows = [
-        (band["photos"], str(band["classes"]), f"{band['there']:.0f}", f"{band['shown']:.0f}") for band in shown.bands
+        (band["photos"], str(band["classes"]), str(band["there"]), f"{band['shown']:.0f}") for band in shown["classes"]
     ]
     print_table("Photos of all classes in an epoch", ("photos of a class", "classes", "there are", "are shown"), rows)
-    for what, where in (("batch:", shown.batch), ("class sizes:", shown.sizes)):
-        typer.echo(f"{what:<13}{where}")
+    for what, name in (("batch:", "batch"), ("class sizes:", "sizes")):
+        typer.echo(f"{what:<13}{shown[name]}")
 
 
 @app.command(epilog="Example: engine stack --oof --run runs/first")
@@ -408,6 +406,9 @@ def _request(
     *,
     prevalence: float | None = None,
     force_new: bool = False,
+    members: str = "",
+    folds: str = "",
+    fail_fast: bool = False,
 ) -> Any:
     from engine.core.config import parse_settings
     from engine.pipeline import RunRequest
@@ -417,7 +418,8 @@ def _request(
         changes["device"] = device
     if prevalence is not None:
         changes["validation.prevalence"] = prevalence
-    return RunRequest(run, data, config, changes, force_new)
+    chosen = (_listed(members), _numbers(folds, "--folds"))
+    return RunRequest(run, data, config, changes, force_new, *chosen, fail_fast)
 
 
 def _show_leaderboard(run: Path, *, as_json: bool) -> None:

@@ -246,12 +246,26 @@ def _make_context(
     )  # fmt: skip
 
 
+def _load_tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The run's catalog and folds."""
+    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
+    return catalog, run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+
+
+def _load_photos(run: Run) -> PhotoSet:
+    """The usable photos of a run that has its catalog and folds."""
+    from zoo.photo_set import PhotoSet
+
+    catalog, folds = _load_tables(run)
+    return PhotoSet.from_tables(usable(catalog, *SPLITS), folds, find_data(run, None))
+
+
 def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> list[FewShotRow]:
     """Every member on landmarks that were cut down to a few photos; the run has to have its catalog and folds.
 
     Raises:
         ArtifactError: when the run has no catalog or folds yet.
-        ConfigError: for an unknown member or fold.
+        ConfigError: for an unknown member or fold, or no shots.
         DataError: when too few landmarks have enough photos to be cut.
         KeyboardInterrupt: when asked to stop; what is finished is kept.
     """
@@ -260,17 +274,13 @@ def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> l
         config = resolve_config(run, request)
         recipes = _chosen(member_recipes(config), request.members)
         _check_folds(request.folds, config.folds.count)
-        catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
-        folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+        if not shots or min(shots) < 1:
+            raise ConfigError("--shots: a landmark needs photos to be learned from", hint="for example --shots 1,2,5")
         from zoo.few_shot import evaluate_few_shot
-        from zoo.photo_set import PhotoSet
 
-        table = usable(catalog, *SPLITS)
-        photos = PhotoSet.from_tables(table, folds, find_data(run, None))
         with graceful_stop() as stop:
-            context = _make_context(run, config, photos, progress, stop, force_new=request.force_new)
-            groups = table["duplicate_group"].to_numpy()
-            rows = evaluate_few_shot(context, recipes, groups, shots=shots, folds=request.folds)
+            context = _make_context(run, config, _load_photos(run), progress, stop)
+            rows = evaluate_few_shot(context, recipes, config.validation, shots=shots, folds=request.folds)
         write_json(run.path("few_shot.json"), {"rows": [asdict(row) for row in rows]})
     return rows
 
@@ -357,8 +367,7 @@ class Evidence:
 
 
 def _load_evidence(run: Run, config: EngineConfig, part: Part) -> Evidence:
-    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
-    folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
+    catalog, folds = _load_tables(run)
     if part == "oof":
         queries = oof_truth(catalog, folds)
     else:
@@ -580,45 +589,31 @@ def _demo_preset(progress: Progress) -> str:
     return "demo-scratch"
 
 
-@dataclass(frozen=True)
-class ShownBatch:
-    """What `show-batch` made.
-
-    Attributes:
-        batch: the picture of the batch.
-        sizes: the picture of the class sizes.
-        bands: per band of class sizes the photos there are and those an epoch shows.
-    """
-
-    batch: Path
-    sizes: Path
-    bands: list[dict[str, Any]]
-
-
-def show_batch(root: Path, name: str, out: Path, *, epoch: int, count: int) -> ShownBatch:
+def show_batch(root: Path, name: str, out: Path, *, epoch: int, count: int) -> dict[str, Any]:
     """Draw a batch of a member's first fold as training sees it, and the class sizes before and after its sampler.
+
+    Returns:
+        `batch` and `sizes`, the paths of the pictures, and `classes`, the sizes per band of them.
 
     Raises:
         ArtifactError: when the run has no catalog or folds yet.
         ConfigError: for an unknown recipe.
     """
-    from zoo.batches import view_training
-    from zoo.photo_set import PhotoSet
-    from zoo.recipe import load_recipe
-
     run = Run(root)
     config = resolve_config(run, RunRequest(root))
+    from zoo.batches import view_training
+    from zoo.recipe import load_recipe
+
     members = {recipe.name: recipe for recipe in member_recipes(config)}
     recipe = members[name] if name in members else load_recipe(name)
-    catalog = run.load_table("catalog.parquet", CATALOG, made_by=TRAIN_ZOO)
-    folds = run.load_table("folds.parquet", FOLDS, made_by=TRAIN_ZOO)
-    photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, find_data(run, None))
-    view = view_training(photos, recipe, seed=config.seed, epoch=epoch, count=count, max_pixels=config.data.max_pixels)
+    view = view_training(
+        _load_photos(run), recipe, seed=config.seed, epoch=epoch, count=count, max_pixels=config.data.max_pixels
+    )
     sizes = out.with_name(f"{out.stem}.sizes.png")
     for path, picture in ((out, view.batch), (sizes, view.sizes)):
         with atomic_path(path) as temporary:
             picture.save(temporary, format="PNG")
-    return ShownBatch(out, sizes, view.bands)
+    return {"batch": str(out), "sizes": str(sizes), "classes": view.bands}
 
 
 def describe_recipes(landmarks: int, progress: Progress) -> list[RecipeFacts]:

@@ -30,6 +30,7 @@ class PhotoSet:
         paths: their files.
         hashes: SHA-256 of each file.
         landmarks: landmark ids; empty text for photos without one, and for test photos.
+        groups: duplicate groups: photos that show the same picture share one.
         folds: 0 … F-1, or `NOT_IN_FOLDS` for test photos, or `LEFT_OUT`.
     """
 
@@ -37,6 +38,7 @@ class PhotoSet:
     paths: list[Path]
     hashes: list[str]
     landmarks: NDArray[np.object_]
+    groups: NDArray[np.int64]
     folds: NDArray[np.int64]
 
     @classmethod
@@ -48,6 +50,7 @@ class PhotoSet:
             paths=[data / path for path in photos["path"]],
             hashes=photos["sha256"].tolist(),
             landmarks=photos["landmark_id"].fillna("").to_numpy(object),
+            groups=photos["duplicate_group"].to_numpy(np.int64),
             folds=fold.to_numpy(np.int64),
         )
 

@@ -276,7 +276,7 @@ def bootstrap_gap(queries: ScoredQueries, *, resamples: int, level: float, rng: 
     """
     order = _ranked_rows(queries)
     values = [_resampled_gap(queries, order, counts) for counts in _draw_counts(queries, resamples, rng)]
-    return _percentiles(np.array(values), level)
+    return percentile_interval(np.array(values), level)
 
 
 def bootstrap_difference(
@@ -304,7 +304,7 @@ def bootstrap_difference(
         ]
     )
     rarer_side = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
-    interval = _percentiles(values, level)
+    interval = percentile_interval(values, level)
     return Difference(
         estimate=score_queries(ours) - score_queries(theirs),
         low=interval.low,
@@ -345,7 +345,8 @@ def _resampled_gap(queries: ScoredQueries, order: NDArray[np.intp], counts: NDAr
     return float(_sum_precisions(queries.correct[drawn], queries.weights[drawn]) / positives)
 
 
-def _percentiles(values: FloatArray, level: float) -> Interval:
+def percentile_interval(values: FloatArray, level: float) -> Interval:
+    """The interval that holds the middle `level` of resampled values, [R]."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 

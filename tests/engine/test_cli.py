@@ -375,6 +375,13 @@ def test_show_batch_draws_what_training_sees(run, tmp_path, here):
     assert "are shown" in here("show-batch", "tiny-scratch", "--run", str(run), "--out", str(out)).out
 
 
+@pytest.mark.parametrize(("shots", "message"), [("0,1", "a landmark needs photos"), ("", "a landmark needs photos")])
+def test_few_shot_refuses_landmarks_without_photos(shots, message, finished_run, here):
+    said = here("few-shot", "--run", str(finished_run.root), "--shots", shots)
+    assert said.code == 2
+    assert message in said.err
+
+
 def test_some_members_and_folds_may_be_trained_first(competition, tmp_path, here):
     words = ("train-zoo", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"))
     said = here(*words, "--members", "tiny-scratch", "--folds", "1,0")

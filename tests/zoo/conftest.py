@@ -91,6 +91,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.
             if fold >= 0:
                 folds.append((name, fold))
     table = pd.DataFrame(photos, columns=["id", "path", "landmark_id"])
+    table["duplicate_group"] = range(len(table))
     table["sha256"] = [hashlib.sha256((data / path).read_bytes()).hexdigest() for path in table["path"]]
     return table, pd.DataFrame(folds, columns=["id", "fold"]), data
 

@@ -23,7 +23,7 @@ def _two_kinds(per_fold=20, tests=10, distance=4.0):
     landmarks = np.where(shows & (folds >= 0), "a", "").astype(object)
     features = np.random.default_rng(0).normal(size=(count, 8)) + distance * shows[:, None]
     ids = np.array([f"{row:04d}" for row in rows], object)
-    return PhotoSet(ids, [], [str(row) for row in rows], landmarks, folds), features.astype(np.float16), shows
+    return PhotoSet(ids, [], [str(row) for row in rows], landmarks, rows, folds), features.astype(np.float16), shows
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def without_negatives(photos):
     kept = np.flatnonzero((photos.landmarks != "") | (photos.folds < 0))
     return PhotoSet(
         photos.ids[kept], [photos.paths[row] for row in kept], [photos.hashes[row] for row in kept],
-        photos.landmarks[kept], photos.folds[kept],
+        photos.landmarks[kept], photos.groups[kept], photos.folds[kept],
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_without_a_test_set_there_is_no_test_score(tmp_path, photos, frozen, mak
     kept = np.flatnonzero(photos.folds >= 0)
     training = PhotoSet(
         photos.ids[kept], [photos.paths[row] for row in kept], [photos.hashes[row] for row in kept],
-        photos.landmarks[kept], photos.folds[kept],
+        photos.landmarks[kept], photos.groups[kept], photos.folds[kept],
     )  # fmt: skip
     run_gate(make_context(tmp_path, training), GateConfig(), [frozen])
     assert [path.name for path in (tmp_path / "gate").iterdir()] == ["oof.parquet"]
