@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import (
     BATCH,
     Predictions,
+    Refine,
     candidate_table,
     feature_table,
     mean_candidates,
@@ -47,14 +48,16 @@ from zoo.candidates import (
 )
 from zoo.checkpoints import clear_checkpoints
 from zoo.embedding import embed_photos
-from zoo.heads import build_head
+from zoo.heads import NeighbourHead, build_head
 from zoo.listing import BYTES_PER_PARAMETER
 from zoo.network import Network, build_network, train_mode, trains_faster_mixed
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
-from zoo.recipe import Recipe
+from zoo.recipe import LocalConfig, Recipe
 from zoo.sources import EmbeddingSource, PhotoSource, Rows, Source
 from zoo.training import Session, TrainingSet, train
+from zoo.verification import VERSION as VERIFICATION
+from zoo.verification import Verifier, describe_photos
 from zoo.weights import weights_content
 
 VERSION = 1  # of what is written here; raised when a change of code changes results
@@ -214,8 +217,9 @@ class _Member:
 
     def inputs(self, fold: int) -> dict[str, Any]:
         """What a fold's weights are made from."""
-        made_from = flatten(self.recipe) | weights_content(self.recipe.backbone)
-        for key in ("summary", "candidates", "train.checkpoint_seconds"):
+        recipe = self.recipe.model_copy(update={"local": None})
+        made_from = flatten(recipe) | weights_content(recipe.backbone)
+        for key in ("summary", "candidates", "local", "train.checkpoint_seconds"):
             made_from.pop(key)
         return made_from | {
             "seed": self.context.seed,
@@ -330,12 +334,41 @@ class _Member:
         )
         return score_answers(answers, truth)
 
-    def _predict(self, model: nn.Module, fold: int, rows: Rows, *, keep: int) -> Predictions:
+    def _predict(
+        self, model: nn.Module, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None
+    ) -> Predictions:
         return predict(
             model, self.source, rows,
             landmarks=len(self.known_landmarks(fold)), keep=keep,
-            accelerator=self.context.accelerator, mixed=self._scores_mixed,
+            accelerator=self.context.accelerator, mixed=self._scores_mixed, refine=refine,
         )  # fmt: skip
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Of the recipe's local features, for all folds."""
+        context, config = self.context, self.recipe.local or LocalConfig()
+        cpu_or_cuda = self._device if self._device.type == "cuda" else torch.device("cpu")  # others lack float64
+        store = describe_photos(
+            context.run, config, context.photos.paths, context.photos.hashes,
+            max_pixels=context.max_pixels, device=cpu_or_cuda, progress=context.progress, stop=context.stop,
+        )  # fmt: skip
+        return Verifier(store, config, context.seed, cpu_or_cuda)
+
+    def _predict_verified(self, model: nn.Module, fold: int, rows: Rows, *, keep: int) -> Predictions:
+        context, verifier = self.context, self.verifier
+        indexed, _ = labelled_rows(context.photos, self.recipe, fold)
+        head = cast("NeighbourHead", model.head)  # a recipe with 'local' has no other
+        label = f"verify {self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
+        with context.progress.task(label, len(rows), "query") as advance:
+
+            def refine(queries: Rows, embeddings: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+                if context.stop.requested:
+                    raise KeyboardInterrupt
+                refined = verifier.rerank_batch(head, indexed, queries, embeddings, logits)
+                advance(len(queries), "")
+                return refined
+
+            return self._predict(model, fold, rows, keep=keep, refine=refine)
 
     def score_fold(self, fold: int, part: Part) -> None:
         """Write a fold model's candidates and features for its held-out fold, or for the test set."""
@@ -349,13 +382,16 @@ class _Member:
             "photos": sha256_json([[context.photos.ids[row], context.photos.hashes[row]] for row in rows]),
             "version": VERSION,
         }
+        if self.recipe.local is not None:
+            inputs |= flatten(self.recipe.local, "local") | {"seed": context.seed, "verification": VERIFICATION}
         names = (f"{name}.parquet", f"{name}.queries.parquet")
         if len(rows) == 0 or all(context.run.is_fresh(each, inputs) for each in names):
             return
         model = self._new_model(fold, pretrained=False)
         model.load_state_dict(load_file(context.run.path(weights)))
         began = time.monotonic()
-        found = self._predict(model.eval(), fold, rows, keep=self.recipe.candidates)
+        predict_rows = self._predict if self.recipe.local is None else self._predict_verified
+        found = predict_rows(model.eval(), fold, rows, keep=self.recipe.candidates)
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
         queries = context.photos.ids[rows].tolist()
         candidates = candidate_table(
