@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from stacking.leaderboard import Comparison, LeaderboardRow
     from submissions.score import Score
     from submissions.submission import CheckReport
+    from zoo.context import Context
     from zoo.few_shot import FewShotRow
     from zoo.listing import RecipeFacts
-    from zoo.members import Context
     from zoo.photo_set import Part, PhotoSet
     from zoo.recipe import Recipe
 
@@ -234,8 +234,8 @@ def make_fold_table(run: Run, config: EngineConfig, catalog: pd.DataFrame, progr
 def _make_context(
     run: Run, config: EngineConfig, photos: PhotoSet, progress: Progress, stop: StopRequest, *, force_new: bool = False
 ) -> Context:
+    from zoo.context import Context
     from zoo.device import make_accelerator
-    from zoo.members import Context
     from zoo.processes import process_count
 
     accelerator = make_accelerator(config.device, config.precision, config.cores)

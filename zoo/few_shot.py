@@ -15,7 +15,8 @@ import pandas as pd
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
 from engine.core.gap import percentile_interval
-from zoo.members import Context, run_fold
+from zoo.context import Context
+from zoo.members import run_fold
 from zoo.photo_set import LEFT_OUT, PhotoSet
 from zoo.recipe import Recipe
 

@@ -20,8 +20,9 @@ from engine.core.config import GateConfig, flatten
 from engine.core.errors import ConfigError
 from engine.core.storage import sha256_json
 from engine.core.tables import QUERY_FEATURES
+from zoo.context import Context
 from zoo.embedding import embedding_key
-from zoo.members import Context, embeddings_of
+from zoo.members import embeddings_of
 from zoo.photo_set import Part, PhotoSet
 from zoo.recipe import Recipe
 

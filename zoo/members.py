@@ -14,14 +14,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import nn
@@ -29,65 +27,35 @@ from torch import nn
 from engine.core.config import flatten
 from engine.core.errors import ChangedSettingsError
 from engine.core.gap import score_answers
-from engine.core.interrupt import StopRequest
-from engine.core.progress import Progress
-from engine.core.runs import Run
 from engine.core.storage import sha256_json, write_bytes
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import (
     Predictions,
+    Refine,
     candidate_table,
     embed,
     feature_table,
-    mean_candidates,
-    mean_features,
     predict,
 )
 from zoo.checkpoints import clear_checkpoints
+from zoo.context import Context
 from zoo.embedding import embed_photos
 from zoo.listing import BYTES_PER_PARAMETER
+from zoo.merging import TRAIN_ZOO, merge_folds
 from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
-from zoo.photo_heads import PhotoHead
-from zoo.photo_set import Part, PhotoSet, known_landmarks, lesson_of
+from zoo.photo_heads import NeighbourHead, PhotoHead
+from zoo.photo_set import Part, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
-from zoo.recipe import Recipe
+from zoo.recipe import HeadConfig, LocalConfig, Recipe
 from zoo.sources import EmbeddingSource, PhotoSource, Rows, Source
 from zoo.training import Session, TrainingSet, train
+from zoo.verification import VERSION as VERIFICATION
+from zoo.verification import Verifier, describe_photos
 from zoo.weights import weights_content
 
 VERSION = 1  # of what is written here; raised when a change of code changes results
-TRAIN_ZOO = "engine train-zoo"
 NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """Where and how members are trained.
-
-    Attributes:
-        run: where everything goes.
-        photos: what everything is made from.
-        accelerator: device and precision.
-        progress: told of what is going on.
-        stop: looked at between steps.
-        seed: of everything random.
-        max_pixels: limit of the photo reader.
-        workers: decoding processes.
-        processes: that train a network together.
-        force_new: make finished work of other settings anew instead of refusing.
-    """
-
-    run: Run
-    photos: PhotoSet
-    accelerator: Accelerator
-    progress: Progress
-    stop: StopRequest
-    seed: int
-    max_pixels: int
-    workers: int
-    processes: int = 1
-    force_new: bool = False
 
 
 def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> None:
@@ -164,8 +132,9 @@ class _Member:
 
     def inputs(self, fold: int) -> dict[str, Any]:
         """What a fold's weights are made from."""
-        made_from = flatten(self.recipe) | weights_content(self.recipe.backbone)
-        for key in ("summary", "candidates", "train.checkpoint_seconds"):
+        weighed = self.recipe.model_copy(update={"local": None})  # what a verifier adds comes after the weights
+        made_from = flatten(weighed) | weights_content(weighed.backbone)
+        for key in ("summary", "candidates", "local", "train.checkpoint_seconds"):
             made_from.pop(key)
         return made_from | {
             "seed": self.context.seed,
@@ -252,10 +221,13 @@ class _Member:
     def _fill(self, model: Network, fold: int) -> Network:
         """Let a head that answers from the training photos take them in; any other is left as it is."""
         if isinstance(model.head, PhotoHead):
-            lesson, accelerator = self.lesson(fold), self.context.accelerator
-            embeddings = embed(model, self.source, lesson.rows, accelerator=accelerator, mixed=self._scores_mixed)
+            lesson = self.lesson(fold)
+            embeddings = self._embed(model, lesson.rows)
             model.head.fill(embeddings, torch.from_numpy(lesson.targets).to(embeddings.device))
         return model
+
+    def _embed(self, model: Network, rows: Rows) -> torch.Tensor:
+        return embed(model, self.source, rows, accelerator=self.context.accelerator, mixed=self._scores_mixed)
 
     @property
     def _scores_mixed(self) -> bool:
@@ -278,12 +250,49 @@ class _Member:
         )
         return score_answers(answers, truth)
 
-    def _predict(self, model: Network, fold: int, rows: Rows, *, keep: int) -> Predictions:
+    def _predict(
+        self, model: Network, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None
+    ) -> Predictions:
         return predict(
             model, self.source, rows,
             landmarks=len(self.lesson(fold).landmarks), keep=keep,
-            accelerator=self.context.accelerator, mixed=self._scores_mixed,
+            accelerator=self.context.accelerator, mixed=self._scores_mixed, refine=refine,
         )  # fmt: skip
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Of the recipe's local features, for all folds."""
+        context, config = self.context, self.recipe.local or LocalConfig()
+        cpu_or_cuda = self._device if self._device.type == "cuda" else torch.device("cpu")  # others lack float64
+        store = describe_photos(
+            context.run, config, context.photos.paths, context.photos.hashes,
+            max_pixels=context.max_pixels, device=cpu_or_cuda, progress=context.progress, stop=context.stop,
+        )  # fmt: skip
+        return Verifier(store, config, context.seed, cpu_or_cuda)
+
+    def _predict_verified(self, model: Network, fold: int, rows: Rows, *, keep: int) -> Predictions:
+        context, verifier, lesson = self.context, self.verifier, self.lesson(fold)
+        photos = model.head if isinstance(model.head, NeighbourHead) else self._as_neighbours(model, fold)
+        label = f"verify {self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
+        with context.progress.task(label, len(rows), "photo") as advance:
+
+            def refine(queries: Rows, embeddings: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+                if context.stop.requested:
+                    raise KeyboardInterrupt
+                refined = verifier.rerank_batch(photos, lesson.rows, queries, embeddings, logits)
+                advance(len(queries), "")
+                return refined
+
+            return self._predict(model, fold, rows, keep=keep, refine=refine)
+
+    def _as_neighbours(self, model: Network, fold: int) -> NeighbourHead:
+        """The fold's training photos by the embeddings of a model whose head does not keep them."""
+        lesson = self.lesson(fold)
+        embeddings = self._embed(model, lesson.rows)
+        classes, config = len(lesson.counts), HeadConfig(kind="neighbours")
+        head = NeighbourHead(embeddings.shape[1], classes, len(embeddings), config).to(embeddings.device)
+        head.fill(embeddings, torch.from_numpy(lesson.targets).to(embeddings.device))
+        return head
 
     def score_fold(self, fold: int, part: Part) -> None:
         """Write a fold model's candidates and features for its held-out fold, or for the test set."""
@@ -295,7 +304,8 @@ class _Member:
         model = self._new_model(fold, pretrained=False)
         model.load_state_dict(load_file(context.run.path(self.weights_of(fold))))
         began = time.monotonic()
-        found = self._predict(model.eval(), fold, rows, keep=self.recipe.candidates)
+        score = self._predict if self.recipe.local is None else self._predict_verified
+        found = score(model.eval(), fold, rows, keep=self.recipe.candidates)
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
         queries = context.photos.ids[rows].tolist()
         candidates = candidate_table(
@@ -320,8 +330,9 @@ class _Member:
         return all(self.context.run.is_fresh(name, inputs) for name in self._scores_of(fold, part))
 
     def _score_inputs(self, fold: int, rows: Rows) -> dict[str, Any]:
-        photos = self.context.photos
-        return {
+        photos, local = self.context.photos, self.recipe.local
+        verified = flatten(local, "local") | {"seed": self.context.seed, "verification": VERIFICATION} if local else {}
+        return verified | {
             "weights": self.context.run.hash_of(self.weights_of(fold), made_by=TRAIN_ZOO),
             "candidates": self.recipe.candidates,
             "photos": sha256_json([[photos.ids[row], photos.hashes[row]] for row in rows]),
@@ -356,25 +367,3 @@ def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
         context.run, recipe, source, context.photos.hashes,
         accelerator=context.accelerator, progress=context.progress, stop=context.stop,
     )  # fmt: skip
-
-
-def merge_folds(context: Context, recipe: Recipe) -> None:
-    """Write `scores/<member>.*`: out of fold every fold's rows, for the test set the mean over the fold models."""
-    run, folds = context.run, range(context.photos.fold_count)
-    knows = pd.Series([name for fold in folds for name in known_landmarks(context.photos, recipe, fold)]).value_counts()
-    for part in ("oof", "test"):
-        for ending, schema in (("parquet", CANDIDATES), ("queries.parquet", QUERY_FEATURES)):
-            parts = [f"zoo/{recipe.name}/fold{fold}/{part}.{ending}" for fold in folds]
-            parts = [name for name in parts if run.find(name) is not None]
-            name = f"scores/{recipe.name}.{part}.{ending}"
-            inputs = {name: run.hash_of(name, made_by=TRAIN_ZOO) for name in parts} | {"version": VERSION}
-            if not parts or run.is_fresh(name, inputs):
-                continue
-            tables = [read_table(run.path(each), schema) for each in parts]
-            if part == "oof":
-                merged = pd.concat(tables, ignore_index=True)
-            elif schema is CANDIDATES:
-                merged = mean_candidates(tables, knows=knows, member=recipe.name, keep=recipe.candidates)
-            else:
-                merged = mean_features(tables)
-            run.save_table(name, merged, schema, inputs)

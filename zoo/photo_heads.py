@@ -74,8 +74,16 @@ class NeighbourHead(PhotoHead):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, D] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
-        cosine = cosines(self._direction(embedding), self.get_buffer("index"))  # [B, N]
+        cosine = self._cosines(embedding)
         return self._kernel_votes(cosine) if self.config.vote == "kernel" else self._nearest_votes(cosine)
+
+    def nearest(self, embedding: Tensor, count: int) -> Tensor:
+        """[B, D] -> int64 [B, min(count, N)]: positions of the nearest photos, as given to `fill`, nearest first."""
+        cosine = self._cosines(embedding)
+        return cosine.topk(min(count, cosine.shape[1]), dim=1).indices
+
+    def _cosines(self, embedding: Tensor) -> Tensor:
+        return cosines(self._direction(embedding), self.get_buffer("index"))  # [B, N]
 
     def _kernel_votes(self, cosine: Tensor) -> Tensor:
         scale = self.config.scale

@@ -15,9 +15,10 @@ from engine.core.config import GateConfig
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
+from zoo.context import Context
 from zoo.device import make_accelerator
 from zoo.gate import run_gate
-from zoo.members import Context, run_member
+from zoo.members import run_member
 from zoo.photo_set import PhotoSet
 from zoo.recipe import Recipe, load_recipe
 

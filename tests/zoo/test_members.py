@@ -321,7 +321,9 @@ from engine.core.interrupt import StopRequest
 from engine.core.progress import Progress
 from engine.core.runs import Run
 from zoo.device import make_accelerator
-from zoo.members import Context, PhotoSet, run_member
+from zoo.context import Context
+from zoo.members import run_member
+from zoo.photo_set import PhotoSet
 from zoo.recipe import Recipe
 
 class Aloud(Progress):

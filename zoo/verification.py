@@ -1,0 +1,162 @@
+"""The second look of a member: its nearest training photos are verified by local features, and its logits re-ranked.
+
+`local/<key>/<shard>.npy` holds the keypoints of up to `SHARD` photos in catalog order, [n, K] records of position,
+descriptor and score; a photo's rest is zero. A shard is an artifact of its own, so an interrupted run goes on at the
+shard it was at, and all folds and members with the same features share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.core.config import flatten
+from engine.core.images import read_image
+from engine.core.interrupt import StopRequest
+from engine.core.progress import Advance, Progress
+from engine.core.runs import Run
+from engine.core.storage import atomic_path, sha256_json
+from zoo.local import LocalFeatures, rerank, sift_features, verify
+from zoo.photo_heads import NeighbourHead
+from zoo.recipe import LocalConfig
+from zoo.sources import Rows
+
+SHARD = 1024  # photos: 82 MB at 300 keypoints, and the most that an interruption costs
+BATCH = 16  # photos described at a time: their patches take 0.1 GB
+WIDTH = 128  # of a SIFT descriptor
+POINT = np.dtype([("position", np.float32, 2), ("descriptor", np.float16, WIDTH), ("score", np.float32)])
+EXTRACTION = ("size", "keypoints", "upright")  # the settings that features depend on
+VERSION = 1  # raised when a change of code changes features or counts
+
+
+@dataclass(frozen=True, eq=False)
+class LocalStore:
+    """The local features of every photo, read from disk when they are asked for.
+
+    Attributes:
+        shards: of `SHARD` photos each, the last one of what is left; records [n, K].
+        size: photos in a full shard.
+    """
+
+    shards: Sequence[NDArray[np.void]]
+    size: int
+
+    def __getitem__(self, row: int) -> LocalFeatures:
+        points = self.shards[row // self.size][row % self.size]
+        points = points[points["score"] > 0]
+        return LocalFeatures(*(np.ascontiguousarray(points[name]) for name in ("position", "descriptor", "score")))
+
+
+def describe_photos(
+    run: Run,
+    config: LocalConfig,
+    paths: Sequence[Path],
+    hashes: Sequence[str],
+    *,
+    max_pixels: int,
+    device: torch.device,
+    progress: Progress,
+    stop: StopRequest,
+) -> LocalStore:
+    """Extract every photo's local features, shard by shard; shards that are whole and fresh are not made again.
+
+    Args:
+        run: where the shards go.
+        config: size, keypoints, upright.
+        paths: the photos' files.
+        hashes: SHA-256 of each, what a shard is made from.
+        max_pixels: limit of the photo reader.
+        device: where features are computed.
+        progress: told of each batch.
+        stop: looked at after each shard.
+
+    Raises:
+        KeyboardInterrupt: when asked to stop; finished shards are kept.
+    """
+    made_from = {f"local.{name}": value for name, value in flatten(config).items() if name in EXTRACTION}
+    key = f"sift-{config.size}-{sha256_json(made_from)[:8]}"
+    shards = []
+    with progress.task(f"describe {key}", len(paths), "photo") as advance:
+        for start in range(0, len(paths), SHARD):
+            part = slice(start, start + SHARD)
+            name = f"local/{key}/{start // SHARD:05d}.npy"
+            inputs = made_from | {"photos": sha256_json(list(hashes[part])), "version": VERSION}
+            if run.is_fresh(name, inputs):
+                advance(len(paths[part]), "")
+            else:
+                shard = _describe(paths[part], config, max_pixels, device, advance)
+                with atomic_path(run.path(name)) as temporary, temporary.open("wb") as handle:
+                    np.save(handle, shard)
+                run.record(name, kind="local features", version=VERSION, inputs=inputs)
+                if stop.requested:
+                    raise KeyboardInterrupt
+            shards.append(np.load(run.path(name), mmap_mode="r"))
+    return LocalStore(shards, SHARD)
+
+
+def _describe(
+    paths: Sequence[Path], config: LocalConfig, max_pixels: int, device: torch.device, advance: Advance
+) -> NDArray[np.void]:
+    points = np.zeros((len(paths), config.keypoints), POINT)
+    for start in range(0, len(paths), BATCH):
+        part = paths[start : start + BATCH]
+        images = [read_image(path, max_pixels=max_pixels, cover=config.size) for path in part]
+        for row, found in enumerate(sift_features(images, config, device=device), start):
+            points["position"][row, : len(found)] = found.positions
+            points["descriptor"][row, : len(found)] = found.descriptors
+            points["score"][row, : len(found)] = found.scores
+        advance(len(part), "")
+    return points
+
+
+@dataclass(frozen=True, eq=False)
+class Verifier:
+    """Compares queries with photos; pairs it has seen are not compared again, as fold models share most of theirs.
+
+    Attributes:
+        store: the features of all photos.
+        config: how pairs are compared, and what inliers say.
+        seed: of the samples.
+        device: where pairs are compared.
+    """
+
+    store: LocalStore
+    config: LocalConfig
+    seed: int
+    device: torch.device
+    _known: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def count_inliers(self, query: int, photos: Sequence[int]) -> list[int]:
+        """The inliers of a photo with each of some others, all by their rows."""
+        new = [photo for photo in photos if (query, photo) not in self._known]
+        others = [self.store[photo] for photo in new]
+        found = verify(self.store[query], others, self.config, seed=self.seed, device=self.device)
+        self._known.update(zip([(query, photo) for photo in new], found.inliers.tolist(), strict=True))
+        return [self._known[query, photo] for photo in photos]
+
+    def rerank_batch(
+        self, head: NeighbourHead, indexed: Rows, queries: Rows, embeddings: Tensor, logits: Tensor
+    ) -> Tensor:
+        """Verify the nearest training photos of some queries, and add what they say to the logits.
+
+        Args:
+            head: filled with the photos of `indexed`, in their order.
+            indexed: rows of the training photos, [N].
+            queries: rows of the queries, [B].
+            embeddings: of the queries, [B, D].
+            logits: [B, C].
+
+        Returns:
+            Logits float32 [B, C].
+        """
+        nearest = head.nearest(embeddings, self.config.candidates).cpu()  # [B, K]
+        classes = head.get_buffer("targets").cpu()[nearest].numpy()
+        pairs = zip(queries.tolist(), indexed[nearest.numpy()].tolist(), strict=True)
+        counts = np.array([self.count_inliers(query, photos) for query, photos in pairs])
+        return torch.from_numpy(rerank(logits.cpu().numpy(), classes, counts, self.config)).to(logits.device)
