@@ -134,7 +134,7 @@ class _Member:
         """What a fold's weights are made from."""
         weighed = self.recipe.model_copy(update={"local": None})  # what a verifier adds comes after the weights
         made_from = flatten(weighed) | weights_content(weighed.backbone)
-        for key in ("summary", "candidates", "local", "train.checkpoint_seconds"):
+        for key in ("summary", "candidates", "train.checkpoint_seconds"):
             made_from.pop(key)
         return made_from | {
             "seed": self.context.seed,

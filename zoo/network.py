@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zoo.heads import ArcFaceHead, HadamardHead, Head, LandmarkHead
+from zoo.mixing import Mix
 from zoo.photo_heads import NeighbourHead, PrototypeHead
 from zoo.pooling import make_pooling
 from zoo.recipe import HeadConfig, Recipe
@@ -55,13 +56,21 @@ class Network(nn.Module):
         self.embed = embed
         self.head = head
 
-    def forward(self, batch: Tensor, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-        """Photos [B, 3, S, S] in 0..255, or embeddings [B, D] -> logits [B, C]; with classes int64 [B] the loss."""
+    def forward(
+        self, batch: Tensor, targets: Tensor | None = None, smoothing: float = 0.0, mix: Mix | None = None
+    ) -> Tensor:
+        """Photos [B, 3, S, S] in 0..255, or embeddings [B, D] -> logits [B, C]; with classes int64 [B] the loss.
+
+        The loss of a mixed batch is that of each photo's own class and its partner's, by their shares.
+        """
         embedding = self.embed(batch)
         if targets is None:
             logits: Tensor = self.head(embedding)
             return logits
-        return self.head.loss(embedding, targets, smoothing)
+        loss = self.head.loss(embedding, targets, smoothing)
+        if mix is None:
+            return loss
+        return mix.share * loss + (1 - mix.share) * self.head.loss(embedding, targets[mix.partner], smoothing)
 
 
 def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = None) -> Network:

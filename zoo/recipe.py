@@ -103,6 +103,13 @@ class TrainConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     clip_norm: float = Field(5.0, gt=0)  # above what a healthy step shows; catches the rare exploding one
     ema_decay: float | None = Field(None, gt=0, lt=1)  # None: the last weights; 0.999 averages about 1,000 steps
+    # alphas of Beta(alpha, alpha), from which the share of a photo in a mixture of two is drawn; None: never mixed
+    mixup: float | None = Field(None, gt=0)
+    cutmix: float | None = Field(None, gt=0)
+    first_size: int | None = Field(
+        None, ge=16
+    )  # pixels of the input until the last epochs; None: input.size throughout
+    last_epochs: float = Field(2.0, gt=0)  # at input.size, after epochs at first_size
     freeze_stages: int = Field(0, ge=0)  # leading stages of the backbone that stay as they are; the stem is the first
     # Batch norms folded into their convolutions: a step costs a third less, and small batches cannot disturb the
     # pretrained statistics.
@@ -167,6 +174,19 @@ class Recipe(Section):
     augment: AugmentConfig = AugmentConfig()
     local: LocalConfig | None = None  # verify the nearest training photos by local features
     candidates: int = Field(20, ge=1, le=1000)  # kept per query; the stacker uses the first few
+
+    @model_validator(mode="after")
+    def _trains_on_photos(self) -> Recipe:
+        asked = [name for name in ("first_size", "cutmix") if getattr(self.train, name)]
+        if self.backbone.frozen and asked:
+            raise ValueError(f"train.{asked[0]} is for photos, and goes with backbone.frozen = false")
+        return self
+
+    @model_validator(mode="after")
+    def _mixes_what_has_classes(self) -> Recipe:
+        if self.head.kind in {"neighbours", "prototypes"} and (self.train.mixup or self.train.cutmix):
+            raise ValueError("train.mixup and train.cutmix mix classes, and a triplet has none")
+        return self
 
     @model_validator(mode="after")
     def _pooling_is_fixed(self) -> Recipe:

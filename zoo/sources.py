@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from zoo.augment import augment_batch, draw_changes
 from zoo.degrade import degrade_batch, draw_degradations
@@ -26,8 +27,8 @@ Rows = NDArray[np.int64]  # positions in the catalog's usable photos
 class Source(Protocol):
     """Batches for some rows."""
 
-    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int) -> Iterator[Tensor]:
-        """Randomly changed batches in the order of `rows`; the same for the same epoch."""
+    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int, size: int | None = None) -> Iterator[Tensor]:
+        """Randomly changed batches in the order of `rows`; the same for the same epoch; photos in pixels of `size`."""
 
     def view_batches(self, rows: Rows, *, batch_size: int) -> Iterator[list[Tensor]]:
         """For each batch in the order of `rows`, its test-time views."""
@@ -59,13 +60,14 @@ class PhotoSource:
         for batch in loader:
             yield batch.to(self.device, non_blocking=pin)
 
-    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int) -> Iterator[Tensor]:
-        """uint8 photos -> augmented float [B, 3, S, S] in 0..255."""
+    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int, size: int | None = None) -> Iterator[Tensor]:
+        """uint8 photos -> augmented float [B, 3, S, S] in 0..255, S pixels of `size`, or of the photos as decoded."""
         start = 0
         for batch in self._batches(rows, batch_size):
             part = rows[start : start + len(batch)].tolist()
             start += len(batch)
-            yield augment_batch(self._degraded(batch, epoch, part), draw_changes(self.seed, epoch, part), self.augment)
+            seen = _resized(self._degraded(batch, epoch, part), size)
+            yield augment_batch(seen, draw_changes(self.seed, epoch, part), self.augment)
 
     def _degraded(self, batch: Tensor, epoch: int, photos: list[int]) -> Tensor:
         config = self.augment.degrade
@@ -78,6 +80,13 @@ class PhotoSource:
         views = expand_views(self.views)
         for batch in self._batches(rows, batch_size):
             yield [view_batch(batch, view) for view in views]
+
+
+def _resized(batch: Tensor, size: int | None) -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, size, size], smoothed where it shrinks; as it is when no size is asked."""
+    if size is None or batch.shape[-2:] == (size, size):
+        return batch
+    return interpolate(batch, (size, size), mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +103,9 @@ class EmbeddingSource:
     seed: int
     device: torch.device
 
-    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int) -> Iterator[Tensor]:
-        """Embeddings float [B, D], one view each."""
+    def train_batches(self, rows: Rows, *, epoch: int, batch_size: int, size: int | None = None) -> Iterator[Tensor]:
+        """Embeddings float [B, D], one view each; `size` was settled when they were made."""
+        del size
         chance = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         # drawn for every photo, so that a resumed epoch's remaining rows get the views they would have had
         views = chance.integers(self.embeddings.shape[1], size=len(self.embeddings))[rows]

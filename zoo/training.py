@@ -33,6 +33,7 @@ from engine.core.progress import Progress
 from engine.core.runs import describe_changes
 from engine.core.storage import write_text
 from zoo.checkpoints import Checkpoint, clear_checkpoints, load_checkpoint, save_checkpoint
+from zoo.mixing import mix_batch
 from zoo.network import Network
 from zoo.recipe import TrainConfig
 from zoo.samplers import epoch_order
@@ -258,7 +259,10 @@ class _Loop:
         order = order[done * self.batch : steps * self.batch][accelerator.process_index :: self.processes]
         share = self.batch // self.processes
         targets = torch.from_numpy(self.data.targets[order]).to(accelerator.device)
-        batches = self.data.source.train_batches(self.data.rows[order], epoch=epoch, batch_size=share)
+        small = epoch < self.config.epochs - self.config.last_epochs
+        batches = self.data.source.train_batches(
+            self.data.rows[order], epoch=epoch, batch_size=share, size=self.config.first_size if small else None
+        )
         return zip(batches, torch.split(targets, share), strict=True)
 
     def _asked_to_stop(self) -> bool:
@@ -269,12 +273,13 @@ class _Loop:
 
     def _train_step(self, batch: Tensor, target: Tensor) -> float:
         accelerator = self.session.accelerator
-        torch.manual_seed((self.seed << 32) + self.step * self.processes + accelerator.process_index)  # dropout
+        torch.manual_seed((self.seed << 32) + self.step * self.processes + accelerator.process_index)  # mixing, dropout
         factor = learning_rate_at(self.step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * group["factor"] * factor
+        mix = mix_batch(batch, self.config)
         with accelerator.autocast() if self.session.mixed else nullcontext():
-            loss = self.forward(batch, target, self.config.label_smoothing)
+            loss = self.forward(batch if mix is None else mix.batch, target, self.config.label_smoothing, mix)
         value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise EngineError(

@@ -262,7 +262,10 @@ def load_config(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """A section as dotted keys and JSON values, which is how a run remembers what an artifact was made from."""
+    """A section as dotted keys and JSON values, which is how a run remembers what an artifact was made from.
+
+    What is off, None, leaves no trace: a new option makes no finished work stale until it is used.
+    """
     flat: dict[str, Any] = {}
 
     def walk(value: object, key: str) -> None:
@@ -271,7 +274,7 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
                 walk(inner, f"{key}.{name}" if key else name)
         elif isinstance(value, float) and value.is_integer():
             flat[key] = int(value)  # 1 and 1.0 are the same setting
-        else:
+        elif value is not None:
             flat[key] = value
 
     walk(section.model_dump(mode="json"), prefix)

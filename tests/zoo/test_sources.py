@@ -117,3 +117,13 @@ def test_photos_are_degraded_in_training_only_where_augmentation_is_on(photo_sou
             for each in (DegradeConfig(), degrade)
         )
         assert torch.equal(plain, worse) != enabled
+
+
+def test_photos_are_trained_at_another_size_as_they_would_be_if_decoded_there(photos, photo_source):
+    batches = photo_source.train_batches(ROWS, epoch=0, batch_size=3, size=16)
+    small = torch.cat(list(batches))
+    assert small.shape[1:] == (3, 16, 16)
+    decoded = Photos(photos.paths, size=16, fit="stretch", max_pixels=10_000)
+    expected = _train(PhotoSource(decoded, AugmentConfig(), ("plain",), 0, CPU), ROWS)
+    assert (small - expected).abs().mean() < 4  # of 255: resized twice and not once
+    assert (small - expected.flip(3)).abs().mean() > 20

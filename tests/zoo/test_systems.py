@@ -20,6 +20,8 @@ SYSTEMS = {
     },
     "prototypes": {"head.kind": "prototypes", "train.sampler": {"kind": "pk", "photos": 2}},
     "class-aware": {"train.sampler": {"kind": "class-aware"}},
+    "mixed": {"train.mixup": 0.2, "train.cutmix": 1.0},
+    "growing": {"train.first_size": 24, "train.last_epochs": 3},
 }  # fmt: skip
 STEP = {"train.epochs": 8, "train.batch_size": 8, "train.lr": 1e-2, "train.ema_decay": 0.8}
 
