@@ -182,9 +182,25 @@ def stack(
 
 
 @app.command(epilog="Example: engine leaderboard --run runs/first --json")
-def leaderboard(run: RunOption, as_json: JsonOption = False) -> None:
-    """Show the cross-validated GAP of every member, their mean, and the stack."""
-    _show_leaderboard(run, as_json=as_json)
+def leaderboard(
+    run: RunOption,
+    tta: Annotated[
+        str,
+        typer.Option(
+            "--tta",
+            metavar="none,flip",
+            help="Members in these test-time views: none, flip, five-crop, ten-crop, scales.",
+        ),
+    ] = "",
+    members: MembersOption = "",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the cross-validated GAP of every member, their mean, and the stack; with --tta what views are worth."""
+    if tta:
+        _show_views(_request(run, None, None, None, device, members=members), _listed(tta), as_json=as_json)
+    else:
+        _show_leaderboard(run, as_json=as_json)
 
 
 @app.command(epilog="Example: engine submit --run runs/first")
@@ -438,6 +454,27 @@ def _show_leaderboard(run: Path, *, as_json: bool) -> None:
     print_table(board["title"], ("name", "kind", "GAP", board["interval"], "fit s"), rows)
     for note in board["notes"]:
         typer.echo(note)
+
+
+def _show_views(request: Any, names: tuple[str, ...], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from engine import pipeline
+    from engine.console import ConsoleProgress, print_json, print_table
+
+    gains = pipeline.measure_views(request, names, ConsoleProgress())
+    if as_json:
+        print_json([asdict(row) for row in gains])
+        return
+    rows = [(row.member, row.views, str(row.passes), f"{row.gap:.4f}", *_gain_cells(row.gain)) for row in gains]
+    title = "Cross-validated GAP of single members, without verification"
+    print_table(title, ("member", "views", "passes", "GAP", f"over {names[0]}", "interval", "p"), rows)
+
+
+def _gain_cells(gain: Any) -> tuple[str, str, str]:
+    if gain is None:
+        return ("", "", "")
+    return (f"{gain.estimate:+.4f}", f"{gain.low:+.4f} .. {gain.high:+.4f}", f"{gain.p_value:.3f}")
 
 
 def _show_report(path: Path, report: Any, *, as_json: bool) -> None:

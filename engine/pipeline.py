@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from zoo.listing import RecipeFacts
     from zoo.photo_set import Part, PhotoSet
     from zoo.recipe import Recipe
+    from zoo.view_gains import ViewGain
 
 CONFIG = "config.toml"
 DEFAULT_CONFIG = "cpu"
@@ -482,6 +483,34 @@ def read_leaderboard(run_folder: Path) -> dict[str, Any]:
         ArtifactError: when there is none yet.
     """
     return read_json(Run(run_folder).verified(LEADERBOARD, made_by=STACK))
+
+
+def measure_views(request: RunRequest, names: Sequence[str], progress: Progress) -> list[ViewGain]:
+    """The cross-validated GAP of trained members in other test-time views; nothing is trained.
+
+    Args:
+        request: run, members, device.
+        names: of `zoo.view_gains.AUGMENTATIONS`; gains are over the first.
+        progress: told of what is scored.
+
+    Raises:
+        ArtifactError: when a member is not trained yet.
+        ConfigError: for unknown views or members.
+        KeyboardInterrupt: when asked to stop; what is scored is kept.
+    """
+    from zoo.view_gains import check_augmentations, measure_views
+
+    check_augmentations(names)
+    run = Run(request.run)
+    with run.locked():
+        config = resolve_config(run, request)
+        recipes = _chosen(member_recipes(config), request.members)
+        truth = oof_truth(*_load_tables(run))
+        with graceful_stop() as stop:
+            context = _make_context(run, config, _load_photos(run), progress, stop)
+            gains = measure_views(context, recipes, truth, config.validation, names)
+        write_json(run.path("views.json"), {"rows": [asdict(row) for row in gains]})
+    return gains
 
 
 def submit(run_folder: Path, progress: Progress, *, allow_missing: bool = False) -> tuple[Path, CheckReport]:

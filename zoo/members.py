@@ -88,6 +88,22 @@ def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
     return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
 
 
+def score_in_views(context: Context, recipe: Recipe, fold: int, views: Sequence[str]) -> pd.DataFrame:
+    """A trained model's best candidate for each of its held-out photos, in other views, not verified."""
+    model = _Member(context, recipe).load(fold)
+    seen = _Member(
+        context, recipe.model_copy(update={"input": recipe.input.model_copy(update={"views": tuple(views)})})
+    )
+    rows = context.photos.rows_of("oof", fold)
+    return seen.tabulate(seen.predict(model, fold, rows, keep=1), fold, rows)
+
+
+def answers_of(candidates: pd.DataFrame) -> pd.DataFrame:
+    """The best candidate of each query as its answer: id, landmark_id, confidence."""
+    best = candidates[candidates["rank"] == 1]
+    return best.rename(columns={"query": "id", "score": "confidence"})[["id", "landmark_id", "confidence"]]
+
+
 class _Member:
     """A recipe in a context; photos and embeddings are made ready when first needed."""
 
@@ -238,21 +254,17 @@ class _Member:
         rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
         if not known.intersection(photos.landmarks[rows]):
             return math.nan  # nothing that could be right, as in a very small fold
-        best = self._predict(self._fill(model, fold), fold, rows, keep=1)
-        answers = candidate_table(
-            best, member="", queries=photos.ids[rows].tolist(), landmarks=self.lesson(fold).landmarks
-        ).rename(columns={"query": "id", "score": "confidence"})
+        best = self.predict(self._fill(model, fold), fold, rows, keep=1)
         truth = pd.DataFrame(
             {
                 "id": photos.ids[rows],
                 "landmark_id": [name if name in known else None for name in photos.landmarks[rows]],
             }
         )
-        return score_answers(answers, truth)
+        return score_answers(answers_of(self.tabulate(best, fold, rows)), truth)
 
-    def _predict(
-        self, model: Network, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None
-    ) -> Predictions:
+    def predict(self, model: Network, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None) -> Predictions:
+        """The best landmarks of some photos by a fold's model, in the recipe's views."""
         return predict(
             model, self.source, rows,
             landmarks=len(self.lesson(fold).landmarks), keep=keep,
@@ -283,7 +295,7 @@ class _Member:
                 advance(len(queries), "")
                 return refined
 
-            return self._predict(model, fold, rows, keep=keep, refine=refine)
+            return self.predict(model, fold, rows, keep=keep, refine=refine)
 
     def _as_neighbours(self, model: Network, fold: int) -> NeighbourHead:
         """The fold's training photos by the embeddings of a model whose head does not keep them."""
@@ -301,20 +313,30 @@ class _Member:
         context = self.context
         rows = context.photos.rows_of(part, fold)
         inputs = self._score_inputs(fold, rows)
-        model = self._new_model(fold, pretrained=False)
-        model.load_state_dict(load_file(context.run.path(self.weights_of(fold))))
+        model = self.load(fold)
         began = time.monotonic()
-        score = self._predict if self.recipe.local is None else self._predict_verified
-        found = score(model.eval(), fold, rows, keep=self.recipe.candidates)
+        score = self.predict if self.recipe.local is None else self._predict_verified
+        found = score(model, fold, rows, keep=self.recipe.candidates)
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
-        queries = context.photos.ids[rows].tolist()
-        candidates = candidate_table(
-            found, member=self.recipe.name, queries=queries, landmarks=self.lesson(fold).landmarks
-        )
-        features = feature_table(found, member=self.recipe.name, queries=queries)
-        tables, schemas = (candidates, features), (CANDIDATES, QUERY_FEATURES)
+        features = feature_table(found, member=self.recipe.name, queries=context.photos.ids[rows].tolist())
+        tables, schemas = (self.tabulate(found, fold, rows), features), (CANDIDATES, QUERY_FEATURES)
         for name, table, schema in zip(self._scores_of(fold, part), tables, schemas, strict=True):
             context.run.save_table(name, table, schema, inputs, facts)
+
+    def load(self, fold: int) -> Network:
+        """A fold's trained model, in evaluation mode.
+
+        Raises:
+            ArtifactError: when it is not there or damaged.
+        """
+        model = self._new_model(fold, pretrained=False)
+        model.load_state_dict(load_file(self.context.run.verified(self.weights_of(fold), made_by=TRAIN_ZOO)))
+        return model.eval()
+
+    def tabulate(self, found: Predictions, fold: int, rows: Rows) -> pd.DataFrame:
+        """What a fold's model found for some photos, as candidates."""
+        queries, landmarks = self.context.photos.ids[rows].tolist(), self.lesson(fold).landmarks
+        return candidate_table(found, member=self.recipe.name, queries=queries, landmarks=landmarks)
 
     def is_finished(self, fold: int) -> bool:
         """Whether a fold's model is trained as the recipe says, and has scored everything."""

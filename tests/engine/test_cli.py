@@ -153,6 +153,17 @@ def test_leaderboard_is_the_one_that_stack_prints(finished_run, here):
     assert again.out == here("leaderboard", "--json", "--run", finished_run.root).out
 
 
+def test_leaderboard_tells_what_views_are_worth(run, here):
+    said = here("leaderboard", "--run", run, "--tta", "none,flip", "--json")
+    rows = json.loads(said.out)
+    assert [row["views"] for row in rows[:2]] == ["none", "flip"]
+    assert rows[0]["gain"] is None
+    assert rows[1]["gain"]["estimate"] == pytest.approx(rows[1]["gap"] - rows[0]["gap"])
+    table = here("leaderboard", "--run", run, "--tta", "none,flip")
+    assert f"{rows[1]['gap']:.4f}" in table.out
+    assert "over none" in table.out
+
+
 def test_cv_uses_what_the_run_has_and_prints_the_leaderboard(finished_run, run, here):
     said = here("cv", "--data", finished_run.data, "--run", run)
     assert said.code == 0
