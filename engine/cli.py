@@ -193,11 +193,14 @@ def leaderboard(
         ),
     ] = "",
     members: MembersOption = "",
+    by_size: Annotated[bool, typer.Option("--by-size", help="The GAP among photos of similar size.")] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the cross-validated GAP of every member, their mean, and the stack; with --tta what views are worth."""
-    if tta:
+    if by_size:
+        _show_sizes(run, as_json=as_json)
+    elif tta:
         _show_views(_request(run, None, None, None, device, members=members), _listed(tta), as_json=as_json)
     else:
         _show_leaderboard(run, as_json=as_json)
@@ -454,6 +457,24 @@ def _show_leaderboard(run: Path, *, as_json: bool) -> None:
     print_table(board["title"], ("name", "kind", "GAP", board["interval"], "fit s"), rows)
     for note in board["notes"]:
         typer.echo(note)
+
+
+def _show_sizes(run: Path, *, as_json: bool) -> None:
+    from engine import pipeline
+    from engine.console import print_json, print_table
+
+    board = pipeline.read_leaderboard(run)
+    bands = board["sizes"]
+    if as_json:
+        print_json(bands)
+        return
+    columns = [f"{band['shorter_side']}: {band['landmarks']} of {band['queries']}" for band in bands]
+    rows = [(row["name"], *(_share(band["gaps"][row["name"]]) for band in bands)) for row in board["rows"]]
+    print_table("GAP by the photos' shorter side; photos with a known landmark of all", ("name", *columns), rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _show_views(request: Any, names: tuple[str, ...], *, as_json: bool) -> None:

@@ -71,7 +71,7 @@ DEFAULT_CONFIG = "cpu"
 SPLITS = ("train", "nonlandmark", "test")
 TRAIN_ZOO = "engine train-zoo"
 STACK = "engine stack --oof"
-STACK_VERSION = 1  # of what the stack writes; raised when a change of code changes results
+STACK_VERSION = 2  # of what the stack writes; raised when a change of code changes results
 STACKER = "stack/stacker.json"
 ANSWERS_TEST = "stack/answers.test.parquet"
 LEADERBOARD = "stack/leaderboard.json"
@@ -419,7 +419,7 @@ def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evi
 def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
     """Nested cross-validation of the members, the baselines and the stack; writes the leaderboard."""
     from stacking.evaluate import enter_baselines, enter_members, enter_stack
-    from stacking.leaderboard import compare_stack, rank_entries
+    from stacking.leaderboard import compare_stack, rank_entries, score_by_size
 
     settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
     inputs = evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
@@ -442,7 +442,8 @@ def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress
             for kind in COMPARED
         }
         advance(1, "intervals drawn")
-    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs))
+    sizes = score_by_size(entries, queries, config.validation)
+    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs) | {"sizes": sizes})
     run.record(LEADERBOARD, kind="leaderboard", version=STACK_VERSION, inputs=inputs)
 
 
@@ -477,7 +478,7 @@ def _describe_board(
 
 
 def read_leaderboard(run_folder: Path) -> dict[str, Any]:
-    """The leaderboard of a run: title, interval, rows, notes.
+    """The leaderboard of a run: title, interval, rows, notes, sizes.
 
     Raises:
         ArtifactError: when there is none yet.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
@@ -26,6 +27,8 @@ from engine.core.gap import (
 )
 from stacking.evaluate import Entry, Kind
 
+SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
+
 
 class LeaderboardRow(TypedDict):
     """One entry's numbers.
@@ -41,6 +44,18 @@ class LeaderboardRow(TypedDict):
     gap_high: float
     accuracy: float
     fit_seconds: float
+
+
+class SizeBand(TypedDict):
+    """Queries of similar size, and the GAP of each entry among them alone.
+
+    `gaps` is entry -> 0..1, or None throughout where no query of the band shows a landmark.
+    """
+
+    shorter_side: str
+    queries: int
+    landmarks: int
+    gaps: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,37 @@ def rank_entries(
     """
     rows = [_score_entry(entry, _align(entry, queries, config), config, seed) for entry in entries]
     return sorted(rows, key=lambda row: (-row["gap"], row["name"]))
+
+
+def score_by_size(entries: Sequence[Entry], queries: pd.DataFrame, config: ValidationConfig) -> list[SizeBand]:
+    """The GAP of every entry in each band of the photos' shorter side, bands without queries left out.
+
+    Args:
+        entries: as for `rank_entries`.
+        queries: likewise, with width and height in pixels.
+        config: prevalence.
+    """
+    place = np.searchsorted(SIZE_BOUNDS, queries[["width", "height"]].min(axis="columns"), side="right")
+    bands = []
+    for band, name in enumerate(_band_names()):
+        inside = queries[place == band]
+        if len(inside):
+            scored = {entry.name: _score_part(entry, inside, config) for entry in entries}
+            shown = int(inside["landmark_id"].notna().sum())
+            bands.append(SizeBand(shorter_side=name, queries=len(inside), landmarks=shown, gaps=scored))
+    return bands
+
+
+def _band_names() -> list[str]:
+    between = [f"{low} to {high - 1} px" for low, high in pairwise(SIZE_BOUNDS)]
+    return [f"under {SIZE_BOUNDS[0]} px", *between, f"{SIZE_BOUNDS[-1]} px or more"]
+
+
+def _score_part(entry: Entry, queries: pd.DataFrame, config: ValidationConfig) -> float | None:
+    if queries["landmark_id"].isna().all():
+        return None
+    answers = entry.answers[entry.answers["id"].isin(queries["id"])]
+    return score_queries(_align(Entry(entry.name, entry.kind, answers, entry.fit_seconds), queries, config))
 
 
 def compare_stack(

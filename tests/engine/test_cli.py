@@ -164,6 +164,15 @@ def test_leaderboard_tells_what_views_are_worth(run, here):
     assert "over none" in table.out
 
 
+def test_leaderboard_tells_the_gap_by_size(finished_run, here):
+    bands = json.loads(here("leaderboard", "--run", finished_run.root, "--by-size", "--json").out)
+    rows = json.loads(here("leaderboard", "--run", finished_run.root, "--json").out)
+    table = here("leaderboard", "--run", finished_run.root, "--by-size").out
+    for band in bands:
+        assert set(band["gaps"]) == {row["name"] for row in rows}
+        assert band["shorter_side"] in " ".join(table.split())
+
+
 def test_cv_uses_what_the_run_has_and_prints_the_leaderboard(finished_run, run, here):
     said = here("cv", "--data", finished_run.data, "--run", run)
     assert said.code == 0

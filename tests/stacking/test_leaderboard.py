@@ -10,7 +10,7 @@ from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
 from engine.core.gap import score_answers
 from stacking.evaluate import Entry
-from stacking.leaderboard import compare_stack, rank_entries
+from stacking.leaderboard import compare_stack, rank_entries, score_by_size
 
 QUERIES = pd.DataFrame({"id": [f"q{i:03d}" for i in range(120)]}).assign(
     landmark_id=[str(i % 7) if i % 3 else None for i in range(120)]
@@ -86,3 +86,23 @@ def test_a_kind_that_is_not_there_is_named(validation_config):
 def test_queries_without_any_landmark_have_no_gap(validation_config):
     with pytest.raises(DataError, match="number of queries that show a landmark"):
         rank_entries(ENTRIES, QUERIES.assign(landmark_id=None), validation_config, seed=0)
+
+
+def test_each_size_band_is_scored_alone(validation_config):
+    sides = np.tile([20, 64, 127, 300], 30)
+    sized = QUERIES.assign(width=sides, height=sides + 5)
+    bands = score_by_size(ENTRIES, sized, validation_config)
+    assert [band["shorter_side"] for band in bands] == ["under 64 px", "64 to 127 px", "256 px or more"]
+    assert [band["queries"] for band in bands] == [30, 60, 30]
+    for band, inside in zip(bands, [sides < 64, (sides >= 64) & (sides < 128), sides >= 256], strict=True):
+        truth = QUERIES[inside]
+        assert band["landmarks"] == truth["landmark_id"].notna().sum()
+        for each in ENTRIES:
+            answers = each.answers[each.answers["id"].isin(truth["id"])]
+            assert band["gaps"][each.name] == score_answers(answers, truth)
+
+
+def test_a_band_without_a_landmark_has_no_gap(validation_config):
+    sides = np.where(QUERIES["landmark_id"].isna(), 20, 200)
+    bands = score_by_size(ENTRIES, QUERIES.assign(width=sides, height=sides), validation_config)
+    assert [set(band["gaps"].values()) == {None} for band in bands] == [True, False]
