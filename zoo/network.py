@@ -11,6 +11,7 @@ from timm.models import group_modules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from zoo.auxiliary import AuxiliaryHead
 from zoo.heads import ArcFaceHead, HadamardHead, Head, LandmarkHead
 from zoo.mixing import Mix
 from zoo.photo_heads import NeighbourHead, PrototypeHead
@@ -49,12 +50,14 @@ class Network(nn.Module):
     Args:
         embed: from a batch to embeddings [B, D]; the identity where a frozen backbone made them before.
         head: from embeddings to logits [B, C].
+        auxiliary: one more classifier for the loss, on the embedder's backbone.
     """
 
-    def __init__(self, embed: nn.Module, head: LandmarkHead) -> None:
+    def __init__(self, embed: nn.Module, head: LandmarkHead, auxiliary: AuxiliaryHead | None = None) -> None:
         super().__init__()
         self.embed = embed
         self.head = head
+        self.auxiliary = auxiliary
 
     def forward(
         self, batch: Tensor, targets: Tensor | None = None, smoothing: float = 0.0, mix: Mix | None = None
@@ -67,10 +70,17 @@ class Network(nn.Module):
         if targets is None:
             logits: Tensor = self.head(embedding)
             return logits
-        loss = self.head.loss(embedding, targets, smoothing)
+        inner = None if self.auxiliary is None else self.auxiliary.take(self.embed.get_submodule("backbone"))
+        loss = self._loss(embedding, inner, targets, smoothing)
         if mix is None:
             return loss
-        return mix.share * loss + (1 - mix.share) * self.head.loss(embedding, targets[mix.partner], smoothing)
+        return mix.share * loss + (1 - mix.share) * self._loss(embedding, inner, targets[mix.partner], smoothing)
+
+    def _loss(self, embedding: Tensor, inner: Tensor | None, targets: Tensor, smoothing: float) -> Tensor:
+        loss = self.head.loss(embedding, targets, smoothing)
+        if self.auxiliary is None or inner is None:
+            return loss
+        return loss + self.auxiliary.loss(inner, targets, smoothing)
 
 
 def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = None) -> Network:
@@ -81,10 +91,10 @@ def build_network(recipe: Recipe, counts: Tensor, *, none_class: int | None = No
         counts: training photos of each class, int64 [C].
         none_class: the class of 'none of them', if there is one.
     """
-    embed = build_embedder(recipe, fold=recipe.train.fold_norm)
-    return Network(
-        embed, build_head(recipe.head, embedding_width(embed, recipe.input.size), counts, none_class=none_class)
-    )
+    embed, size = build_embedder(recipe, fold=recipe.train.fold_norm), recipe.input.size
+    head = build_head(recipe.head, embedding_width(embed, size), counts, none_class=none_class)
+    layer = recipe.train.auxiliary
+    return Network(embed, head, None if layer is None else AuxiliaryHead(embed.backbone, layer, len(counts), size))
 
 
 def build_head(config: HeadConfig, width: int, counts: Tensor, *, none_class: int | None = None) -> LandmarkHead:

@@ -106,6 +106,7 @@ class TrainConfig(Section):
     # alphas of Beta(alpha, alpha), from which the share of a photo in a mixture of two is drawn; None: never mixed
     mixup: float | None = Field(None, gt=0)
     cutmix: float | None = Field(None, gt=0)
+    auxiliary: str | None = None  # a layer of the backbone that one more classifier learns from while it is trained
     first_size: int | None = Field(
         None, ge=16
     )  # pixels of the input until the last epochs; None: input.size throughout
@@ -177,7 +178,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trains_on_photos(self) -> Recipe:
-        asked = [name for name in ("first_size", "cutmix") if getattr(self.train, name)]
+        asked = [name for name in ("first_size", "cutmix", "auxiliary") if getattr(self.train, name)]
         if self.backbone.frozen and asked:
             raise ValueError(f"train.{asked[0]} is for photos, and goes with backbone.frozen = false")
         return self

@@ -109,7 +109,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def _is_head(name: str) -> bool:
-    return name.startswith(("head.", "linear."))
+    return name.startswith(("head.", "auxiliary."))
 
 
 def train(

@@ -20,6 +20,7 @@ SYSTEMS = {
     },
     "prototypes": {"head.kind": "prototypes", "train.sampler": {"kind": "pk", "photos": 2}},
     "class-aware": {"train.sampler": {"kind": "class-aware"}},
+    "auxiliary": {"train.auxiliary": "blocks.1"},
     "mixed": {"train.mixup": 0.2, "train.cutmix": 1.0},
     "growing": {"train.first_size": 24, "train.last_epochs": 3},
 }  # fmt: skip
