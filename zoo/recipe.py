@@ -18,7 +18,7 @@ from engine.core.config import (
     read_toml,
     resolve_toml,
 )
-from engine.core.errors import did_you_mean
+from engine.core.errors import ConfigError, did_you_mean
 from zoo.samplers import SamplerConfig
 
 Quality = Annotated[int, Field(ge=1, le=95)]  # of a JPEG; above 95 files grow and nothing is seen of it
@@ -197,7 +197,7 @@ class Recipe(Section):
 
 
 def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe.
+    """Read a recipe; a file that names another recipe as its `base` only says what differs.
 
     Args:
         name_or_path: the name of a recipe that ships, or the path of a TOML file.
@@ -206,8 +206,32 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: for an unknown recipe or key, with the nearest names, and for every bad value.
     """
-    path = resolve_toml(name_or_path, "zoo.recipes", what="recipe")
-    return parse_section(Recipe, apply_settings(read_toml(path), settings or {}), source=f"recipe {name_or_path}")
+    return parse_section(Recipe, apply_settings(_read(name_or_path), settings or {}), source=f"recipe {name_or_path}")
+
+
+def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe's file, laid over those of the recipe that it calls its `base`.
+
+    Raises:
+        ConfigError: as `load_recipe`, and for a recipe that is its own base.
+    """
+    if name_or_path in above:
+        raise ConfigError(f"recipe {name_or_path}: is its own base, by {' -> '.join((*above, name_or_path))}")
+    values = read_toml(resolve_toml(name_or_path, "zoo.recipes", what="recipe"))
+    base = values.pop("base", None)
+    return values if base is None else _lay_over(_read(str(base), (*above, name_or_path)), values)
+
+
+def _lay_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values over others; a table of another `kind` takes the place of the base's whole table."""
+    merged = dict(base)
+    for key, value in values.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and value.get("kind") in {None, below.get("kind")}:
+            merged[key] = _lay_over(below, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def member_recipe(member: MemberConfig) -> Recipe:

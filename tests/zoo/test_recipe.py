@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from engine.core.config import MemberConfig, named_toml_files
 from engine.core.errors import ConfigError
-from zoo.recipe import BackboneConfig, load_recipe, member_recipe
+from zoo.recipe import BackboneConfig, HeadConfig, load_recipe, member_recipe
 
 SHIPPED = sorted(named_toml_files("zoo.recipes"))
 
@@ -79,3 +79,27 @@ def test_a_member_may_bear_another_name_than_its_recipe():
 def test_a_recipe_cannot_be_changed_behind_the_manifests_back():
     with pytest.raises(ValidationError, match="frozen"):
         load_recipe("tiny-scratch").name = "other"
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "resnet50-fc"\nname = "mine"\n[train]\nlr = 0.1\nsampler = { kind = "pk", photos = 4 }\n')
+    base, mine = load_recipe("resnet50-fc"), load_recipe(str(path))
+    assert (mine.name, mine.train.lr, mine.train.sampler.kind) == ("mine", 0.1, "pk")
+    changed = {"lr": 0.1, "sampler": mine.train.sampler}
+    assert mine.model_copy(update={"name": base.name, "train": base.train}) == base
+    assert mine.train == base.train.model_copy(update=changed)
+
+
+def test_a_table_of_another_kind_is_not_mixed_with_the_bases(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "lite0-gem-arcface"\nname = "mine"\n[head]\nkind = "linear"\n')
+    assert load_recipe(str(path)).head == HeadConfig(kind="linear")
+
+
+def test_a_recipe_that_is_its_own_base_is_told(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(f'base = "{two}"\nname = "one"\n')
+    two.write_text(f'base = "{one}"\nname = "two"\n')
+    with pytest.raises(ConfigError, match=r"is its own base, by .*one\.toml -> .*two\.toml -> .*one\.toml"):
+        load_recipe(str(one))
