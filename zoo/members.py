@@ -43,7 +43,7 @@ from zoo.embedding import embed_photos
 from zoo.listing import BYTES_PER_PARAMETER
 from zoo.merging import TRAIN_ZOO, merge_folds
 from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
-from zoo.photo_heads import NeighbourHead, PhotoHead
+from zoo.photo_heads import NEIGHBOURS_VERSION, NeighbourHead, PhotoHead
 from zoo.photo_set import Part, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
@@ -136,6 +136,8 @@ class _Member:
         made_from = flatten(weighed) | weights_content(weighed.backbone)
         for key in ("summary", "candidates", "local", "train.checkpoint_seconds"):
             made_from.pop(key)
+        if weighed.head.kind == "neighbours":
+            made_from["neighbours version"] = NEIGHBOURS_VERSION
         return made_from | {
             "seed": self.context.seed,
             "fold": fold,
