@@ -53,6 +53,7 @@ from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.storage import atomic_path, read_json, write_json, write_text
 from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, QUERY_FEATURES, TableSchema
+from zoo.logs import check_logs
 
 if TYPE_CHECKING:
     from stacking.evaluate import Kind
@@ -124,6 +125,7 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
     with run.locked():
         config = resolve_config(run, request)
         recipes = _chosen(member_recipes(config), request.members)  # before any photo is read: typing errors are cheap
+        check_logs(config.logs)
         _check_folds(request.folds, config.folds.count)
         data = find_data(run, request.data)
         save_config(run, config)
@@ -244,6 +246,7 @@ def _make_context(
         run, photos, accelerator, progress, stop,
         seed=config.seed, max_pixels=config.data.max_pixels, workers=config.workers,
         processes=process_count(config.processes, config.device, accelerator.device), force_new=force_new,
+        logs=config.logs,
     )  # fmt: skip
 
 
@@ -275,6 +278,7 @@ def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> l
         config = resolve_config(run, request)
         recipes = _chosen(member_recipes(config), request.members)
         _check_folds(request.folds, config.folds.count)
+        check_logs(config.logs)
         if not shots or min(shots) < 1:
             raise ConfigError("--shots: a landmark needs photos to be learned from", hint="for example --shots 1,2,5")
         from zoo.few_shot import evaluate_few_shot

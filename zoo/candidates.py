@@ -19,7 +19,8 @@ from torch import Tensor
 from zoo.network import Network
 from zoo.sources import Rows, Source
 
-FEATURES = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
+# of every member; those that only some heads can tell come after them, see `LandmarkHead.query_features`
+FEATURES: tuple[str, ...] = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
 Refine = Callable[[Rows, Tensor, Tensor], Tensor]  # (queries, embeddings [B, D], logits [B, C]) -> logits [B, C]
 BATCH = 64  # photos per forward pass: larger ones gain nothing on two cores and little on a GPU at 224 px
 
@@ -31,12 +32,14 @@ class Predictions:
     Attributes:
         scores: float32 [Q, K] probabilities, descending.
         classes: int64 [Q, K] positions among the member's landmarks.
-        features: float32 [Q, 6], columns as in `FEATURES`.
+        features: float32 [Q, F].
+        names: of the F features: `FEATURES`, then those that only some heads can tell.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
     features: NDArray[np.float32]
+    names: tuple[str, ...] = FEATURES
 
 
 @torch.inference_mode()
@@ -63,7 +66,7 @@ def predict(
         mixed: whether the model runs in the accelerator's precision.
         refine: changes each batch's logits by what else is known of its photos.
     """
-    parts = []
+    parts, names = [], FEATURES
     for number, views in enumerate(source.view_batches(rows, batch_size=BATCH)):
         with accelerator.autocast() if mixed else nullcontext():
             embeddings = [model.embed(view) for view in views]
@@ -71,8 +74,13 @@ def predict(
         embedding = _mean(embeddings)
         if refine is not None:
             logits = refine(rows[number * BATCH : (number + 1) * BATCH], embedding, logits)
-        parts.append(summarise(logits, embedding, landmarks=landmarks, keep=keep))
-    return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        told = model.head.query_features(embedding)
+        names = (*FEATURES, *told)
+        top, classes, features = summarise(logits, embedding, landmarks=landmarks, keep=keep)
+        own = [values.cpu().numpy() for values in told.values()]
+        parts.append((top, classes, np.column_stack([features, *own])))
+    scores, best, numbers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Predictions(scores, best, numbers, names)
 
 
 @torch.inference_mode()
@@ -124,7 +132,7 @@ def candidate_table(
 
 def feature_table(predictions: Predictions, *, member: str, queries: Sequence[str]) -> pd.DataFrame:
     """Predictions' numbers per query as rows of the query features table."""
-    frame = pd.DataFrame(predictions.features, columns=list(FEATURES))
+    frame = pd.DataFrame(predictions.features, columns=list(predictions.names))
     frame.insert(0, "query", np.asarray(queries, dtype=object))
     frame.insert(0, "member", member)
     return frame
@@ -153,6 +161,6 @@ def mean_candidates(tables: Iterable[pd.DataFrame], *, knows: pd.Series, member:
 
 
 def mean_features(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Merge the fold models' numbers per query: their mean."""
-    rows = pd.concat(tables, ignore_index=True)
+    """Merge the fold models' numbers per query: their mean; those that not all models can tell are left out."""
+    rows = pd.concat(tables, ignore_index=True, join="inner")
     return rows.groupby(["member", "query"], sort=True).mean().reset_index()

@@ -27,6 +27,7 @@ class Context:
         workers: decoding processes.
         processes: that train a network together.
         force_new: make finished work of other settings anew instead of refusing.
+        logs: that trainings write, see `zoo.logs`.
     """
 
     run: Run
@@ -39,3 +40,4 @@ class Context:
     workers: int
     processes: int = 1
     force_new: bool = False
+    logs: tuple[str, ...] = ()

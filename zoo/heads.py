@@ -28,6 +28,11 @@ class LandmarkHead(nn.Module):
         """The loss of embeddings [B, D] and classes int64 [B], a scalar; smoothing: of the labels, 0..1."""
         raise NotImplementedError
 
+    def query_features(self, embedding: Tensor) -> dict[str, Tensor]:
+        """What else the head can tell of queries, embeddings [B, D]: name -> float32 [B]; for most heads nothing."""
+        del embedding
+        return {}
+
 
 class _LearnedHead(LandmarkHead):
     """What learned heads share: the embedding's norm and dropout, and the cross-entropy."""

@@ -3,6 +3,7 @@
 In a run:
 
     zoo/<member>/fold<k>/weights.safetensors, metrics.jsonl, state/     the model, and how it came about
+    logs/<member>/fold<k>/                                              logs of the training, when asked for
     zoo/<member>/fold<k>/{oof,test}.parquet, {oof,test}.queries.parquet   its scores
     scores/<member>.{oof,test}.parquet, .queries.parquet                  the member's scores, all folds merged
 
@@ -41,9 +42,10 @@ from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
 from zoo.embedding import embed_photos
 from zoo.listing import BYTES_PER_PARAMETER
+from zoo.logs import Logs
 from zoo.merging import TRAIN_ZOO, merge_folds
 from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
-from zoo.photo_heads import NeighbourHead, PhotoHead
+from zoo.photo_heads import NEIGHBOURS_VERSION, NeighbourHead, PhotoHead
 from zoo.photo_set import Part, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
@@ -152,6 +154,8 @@ class _Member:
         made_from = flatten(weighed) | weights_content(weighed.backbone)
         for key in ("summary", "candidates", "train.checkpoint_seconds"):
             made_from.pop(key)
+        if weighed.head.kind == "neighbours":
+            made_from["neighbours version"] = NEIGHBOURS_VERSION
         return made_from | {
             "seed": self.context.seed,
             "fold": fold,
@@ -191,6 +195,7 @@ class _Member:
         return partial(
             Context, given.run, given.photos,
             seed=given.seed, max_pixels=given.max_pixels, workers=given.workers, force_new=given.force_new,
+            logs=given.logs,
         )  # fmt: skip
 
     def train(self, fold: int, inputs: Mapping[str, Any]) -> Network:
@@ -201,7 +206,10 @@ class _Member:
         label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
         model = self._new_model(fold)
         mixed = not self.recipe.backbone.frozen and trains_faster_mixed(model, context.accelerator.device)
-        session = Session(folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new)
+        logs = Logs(context.logs, context.run.path(f"logs/{self.recipe.name}/fold{fold}"), label)
+        session = Session(
+            folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new, logs
+        )
         lesson = self.lesson(fold)
         data = TrainingSet(
             self.source, lesson.rows, lesson.targets, lambda trained: self._validation_gap(trained, fold)

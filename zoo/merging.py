@@ -28,7 +28,7 @@ def merge_folds(context: Context, recipe: Recipe) -> None:
                 continue
             tables = [read_table(run.path(each), schema) for each in parts]
             if part == "oof":
-                merged = pd.concat(tables, ignore_index=True)
+                merged = pd.concat(tables, ignore_index=True, join="inner")  # what every fold's model can tell
             elif schema is CANDIDATES:
                 merged = mean_candidates(tables, knows=knows, member=recipe.name, keep=recipe.candidates)
             else:

@@ -15,6 +15,10 @@ from torch.nn import functional
 from zoo.heads import LandmarkHead, cosines
 from zoo.recipe import HeadConfig
 
+NEIGHBOURS_VERSION = 2  # of what a NeighbourHead keeps; raised when older weights no longer fit
+NEGATIVES = 5  # the nearest photos of nothing that count; GLR 2020's winner took 5 for training photos, 10 for queries
+CHUNK = 1024  # photos compared with all negatives at once
+
 
 class PhotoHead(LandmarkHead):
     """What photo heads share: directions as seen from the mean of all training photos, and the triplet loss."""
@@ -65,22 +69,60 @@ class NeighbourHead(PhotoHead):
         super().__init__(width, classes, config, none_class)
         self.register_buffer("index", torch.zeros(photos, width))
         self.register_buffer("targets", torch.zeros(photos, dtype=torch.long))
+        self.register_buffer("none_cosine", torch.zeros(photos))
 
     @torch.no_grad()
     def fill(self, embeddings: Tensor, targets: Tensor) -> None:
         """Take the training photos in: embeddings [N, D] and their classes int64 [N]."""
-        self.get_buffer("index").copy_(self._take_centre(embeddings))
+        index = self.get_buffer("index").copy_(self._take_centre(embeddings))
         self.get_buffer("targets").copy_(targets)
+        negatives = index[self._is_none()]
+        if len(negatives):
+            near = [_mean_of_nearest(cosines(photos, negatives)) for photos in torch.split(index, CHUNK)]
+            self.get_buffer("none_cosine").copy_(torch.cat(near))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, D] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
         cosine = self._cosines(embedding)
         return self._kernel_votes(cosine) if self.config.vote == "kernel" else self._nearest_votes(cosine)
 
+    def query_features(self, embedding: Tensor) -> dict[str, Tensor]:
+        """How near queries lie to the negatives, the training photos of nothing; without any, nothing is known of it.
+
+        Henkel and Singer, "Supporting large-scale image recognition with out-of-domain samples" (arXiv 2010.01650), the
+        winner of GLR 2020: a training photo's similarity to a query counts less its own similarity to its nearest
+        negatives, and the best that is left less the query's. What resembles everything is thus believed in nothing.
+
+        Args:
+            embedding: of the queries, [B, D].
+
+        Returns:
+            Float32 [B] each, cosines being seen from the centre of all training photos:
+            none_cosine: the query's mean cosine to its nearest negatives, -1..1.
+            nearest_none_cosine: the mean over the query's nearest landmark photos of that same number of theirs, -1..1.
+            trust: the greatest cosine to a landmark photo less that photo's none_cosine, less the query's own, -3..3.
+        """
+        is_none = self._is_none()
+        if not is_none.any():
+            return {}
+        cosine = self._cosines(embedding)
+        of_query = _mean_of_nearest(cosine[:, is_none])
+        to_landmarks, of_photos = cosine[:, ~is_none], self.get_buffer("none_cosine")[~is_none]
+        nearest = to_landmarks.topk(min(NEGATIVES, len(of_photos)), dim=1).indices
+        return {
+            "none_cosine": of_query,
+            "nearest_none_cosine": of_photos[nearest].mean(dim=1),
+            "trust": (to_landmarks - of_photos).amax(dim=1) - of_query,
+        }
+
     def nearest(self, embedding: Tensor, count: int) -> Tensor:
         """[B, D] -> int64 [B, min(count, N)]: positions of the nearest photos, as given to `fill`, nearest first."""
         cosine = self._cosines(embedding)
         return cosine.topk(min(count, cosine.shape[1]), dim=1).indices
+
+    def _is_none(self) -> Tensor:
+        """Which photos are negatives: bool [N]."""
+        return self.get_buffer("targets") == (-1 if self.none_class is None else self.none_class)
 
     def _cosines(self, embedding: Tensor) -> Tensor:
         return cosines(self._direction(embedding), self.get_buffer("index"))  # [B, N]
@@ -98,6 +140,11 @@ class NeighbourHead(PhotoHead):
         has_vote = torch.zeros_like(total, dtype=torch.bool).scatter(1, targets[photos], value=True)
         most = torch.bincount(targets, minlength=self.classes).clamp(1, count)  # votes that a class can have, [C]
         return self.config.scale * torch.where(has_vote, total / most, -1.0)
+
+
+def _mean_of_nearest(cosine: Tensor) -> Tensor:
+    """[A, B] -> [A]: the mean of the greatest `NEGATIVES`, or of all B when there are fewer."""
+    return cosine.topk(min(NEGATIVES, cosine.shape[1]), dim=1).values.mean(dim=1)
 
 
 class PrototypeHead(PhotoHead):

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from engine.core.progress import Progress
 from engine.core.runs import describe_changes
 from engine.core.storage import write_text
 from zoo.checkpoints import Checkpoint, clear_checkpoints, load_checkpoint, save_checkpoint
+from zoo.logs import Logs, WriteRow
 from zoo.mixing import mix_batch
 from zoo.network import Network
 from zoo.recipe import TrainConfig
@@ -71,6 +72,7 @@ class Session:
         stop: looked at after each step.
         label: what the progress is called.
         force_new: whether a state made from other inputs is discarded instead of refused.
+        logs: to write beside `metrics.jsonl`.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class Session:
     stop: StopRequest
     label: str
     force_new: bool = False
+    logs: Logs = field(default_factory=Logs)
 
 
 def learning_rate_at(step: int, total: int, warmup: float) -> float:
@@ -146,8 +149,12 @@ def train(
     loop = _Loop(model, data, config, session, seed, dict(inputs))
     with session.accelerator.main_process_first():  # it also clears away what cannot be used
         loop.resume()
+    logs = session.logs if loop.is_first and loop.step < loop.total else Logs()
     try:
-        with session.progress.task(session.label, loop.total, "step") as advance:
+        with (
+            logs.open(loop.step, inputs) as loop.write_row,
+            session.progress.task(session.label, loop.total, "step") as advance,
+        ):
             advance(loop.step, "")
             while loop.step < loop.total:
                 set_mode(model)
@@ -189,6 +196,7 @@ class _Loop:
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.step = 0
         self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
+        self.write_row: WriteRow  # to the logs
         self.saved_at = time.monotonic()
         self.forward: nn.Module = model  # of a training step
 
@@ -236,6 +244,7 @@ class _Loop:
                 self._save()
         if not self.is_first:
             return
+        rate = len(losses) * self.batch / (time.monotonic() - began)
         gap = self.data.validate(self.best_model.eval())
         self._log(
             {
@@ -243,6 +252,8 @@ class _Loop:
                 "step": self.step,
                 "loss": float(np.mean(losses)),
                 "validation_gap": None if math.isnan(gap) else gap,
+                "learning_rate": self.config.lr * learning_rate_at(self.step - 1, self.total, self.config.warmup),
+                "images_per_second": round(rate, 1),
                 "seconds": round(time.monotonic() - began, 3),
             }
         )
@@ -333,6 +344,7 @@ class _Loop:
     def _log(self, row: Mapping[str, Any]) -> None:
         self.history.append(dict(row))
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in self.history))
+        self.write_row(row)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,14 +12,16 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from queue import Empty, SimpleQueue
+from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -37,8 +39,11 @@ PACKAGES: Mapping[str, tuple[str, str, str]] = {
     )
     for i in range(3)
 }
-HUB_TIMEOUT = 5.0  # seconds: how long an offline machine may keep a user waiting
+HUB_TIMEOUT = 4.0  # seconds: an offline machine may keep a user waiting for five in all
+HUB_PREFIXES = ("hf-hub", "hf_hub")  # of a name that is a repository of the hub: hf-hub:owner/name@revision
+PREFIXES = (*HUB_PREFIXES, "local-dir")  # of names that are not timm's own
 
+_WITH_COLON = tuple(f"{prefix}:" for prefix in PREFIXES)
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {
@@ -69,28 +74,46 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
 
 
 def _is_known(name: str) -> bool:
-    """Whether timm has the network, and the tag behind its dot; a name with a colon is the hub's own to know."""
+    """Whether timm has the network, and the tag behind its dot; a repository's name is the hub's own to know."""
     tagged = "." in name
-    return ":" in name or (timm.is_model(name) and (not tagged or name in timm.list_pretrained(name)))
+    return name.startswith(_WITH_COLON) or (timm.is_model(name) and (not tagged or name in timm.list_pretrained(name)))
 
 
 def _create(config: BackboneConfig, *, pretrained: bool = False, file: str | None = None) -> nn.Module:
-    network: nn.Module = timm.create_model(
-        config.name,
-        pretrained=pretrained,
-        pretrained_cfg_overlay=None if file is None else {"file": file},
-        num_classes=0,
-        global_pool="" if config.pooling in OWN_POOLINGS else config.pooling,
-    )
+    name = _place(config)
+    try:
+        network: nn.Module = timm.create_model(
+            name,
+            pretrained=pretrained,
+            pretrained_cfg_overlay=None if file is None else {"file": file},
+            num_classes=0,
+            global_pool="" if config.pooling in OWN_POOLINGS else config.pooling,
+        )
+    except OSError as error:  # of a repository or a folder, which says of what kind the network is
+        if name == config.name and name.startswith("local-dir:"):
+            raise ArtifactError(f"backbone '{name}': {error}", hint="check backbone.name") from error
+        raise _hub_error(config, str(error)) from error
     return network
+
+
+def _place(config: BackboneConfig) -> str:
+    """The name as timm takes it; while the hub does not answer, a repository is the folder it has in the cache."""
+    prefix, _, repository = config.name.partition(":")
+    if prefix not in HUB_PREFIXES or hub_is_reachable():
+        return config.name
+    owner_and_name, _, revision = repository.partition("@")
+    try:
+        return f"local-dir:{snapshot_download(owner_and_name, revision=revision or None, local_files_only=True)}"
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        raise _hub_error(config, "the hub does not answer and the cache has none") from error
 
 
 def _from_hub(config: BackboneConfig) -> nn.Module:
     """Ask timm to download, or take its cache when the hub does not answer (its client retries for 50 s)."""
-    if hub_is_reachable():
+    if config.name.startswith(_WITH_COLON) or hub_is_reachable():
         try:
             return _create(config, pretrained=True)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             raise _hub_error(config, str(error)) from error
     cfg = timm.get_pretrained_cfg(config.name)
     if cfg is None or not cfg.hf_hub_id:
@@ -103,9 +126,10 @@ def _from_hub(config: BackboneConfig) -> nn.Module:
 
 
 def _hub_error(config: BackboneConfig, reason: str) -> ResourceError:
+    named = " name one of timm's own networks and" if ":" in config.name else ""  # a repository is the hub's alone
     return ResourceError(
         f"backbone '{config.name}': no weights from timm's hub: {reason:.160}",
-        hint="go online, or set backbone.weights to 'file' (a safetensors file), 'package' or 'random'",
+        hint=f"go online, or{named} set backbone.weights to 'file' (a safetensors file), 'package' or 'random'",
     )
 
 
@@ -212,9 +236,19 @@ def hub_is_reachable() -> bool:
     """Whether timm's hub answers within `HUB_TIMEOUT` seconds; behind a proxy it is taken to."""
     if getproxies():
         return True
-    hub = urlsplit(ENDPOINT)
+    answer: SimpleQueue[bool] = SimpleQueue()
+    # in a thread: looking up a name knows no time limit, and each of the hub's addresses would have its own
+    Thread(target=lambda: answer.put(_answers(ENDPOINT)), daemon=True).start()
     try:
-        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=HUB_TIMEOUT):
+        return answer.get(timeout=HUB_TIMEOUT)
+    except Empty:
+        return False
+
+
+def _answers(url: str) -> bool:
+    place = urlsplit(url)
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 443), timeout=HUB_TIMEOUT):
             return True
     except OSError:
         return False

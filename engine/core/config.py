@@ -98,6 +98,7 @@ class EngineConfig(Section):
     threads: int = Field(0, ge=0)  # 0: every core this process may use
     processes: int = Field(0, ge=0, le=64)  # that train one network together; 0: one per CUDA device, else one
     workers: int = Field(0, ge=0)  # processes that decode photos; 0: in this one, right when the cores are busy anyway
+    logs: tuple[Literal["tensorboard", "wandb"], ...] = ()  # of trainings, beside metrics.jsonl; extras of this project
     data: DataConfig = DataConfig()
     folds: FoldsConfig = FoldsConfig()
     gate: GateConfig = GateConfig()

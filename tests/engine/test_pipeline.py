@@ -326,6 +326,19 @@ def test_one_or_two_threads_answer_the_same_when_no_backbone_is_trained(competit
     assert _bytes(tmp_path / "1", "stack/answers.oof.parquet") == _bytes(tmp_path / "2", "stack/answers.oof.parquet")
 
 
+def test_the_stack_reads_what_neighbours_tell_of_negatives_and_repeats(competition, tmp_path, here):
+    near = '{recipe = "tiny-frozen", name = "near", set = { "head.kind" = "neighbours" }}'
+    for name in ("one", "two"):
+        given = ["--config", "tiny", "--data", competition, "--set", "threads=1", *_members(near)]
+        for words in (["train-zoo", *given], ["stack", "--oof"]):
+            said = here(*words, "--run", tmp_path / name)
+            assert said.code == 0, said.err
+    features = json.loads(_bytes(tmp_path / "one", "stack/stacker.json"))["features"]
+    assert {"query.near.none_cosine", "query.near.nearest_none_cosine", "query.near.trust"} <= set(features)
+    for name in ("stack/stacker.json", "stack/answers.oof.parquet", "scores/near.test.queries.parquet"):
+        assert _bytes(tmp_path / "one", name) == _bytes(tmp_path / "two", name)
+
+
 def _bytes(root, name):
     return (root / name).read_bytes()
 

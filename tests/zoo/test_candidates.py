@@ -189,3 +189,11 @@ def test_features_are_averaged_over_the_models(tmp_path):
     write_table(tmp_path / "q.parquet", mean, QUERY_FEATURES)
     assert mean["query"].tolist() == ["p", "q"]
     assert (mean[list(FEATURES)] == 3).all().all()
+
+
+def test_a_feature_that_not_every_model_can_tell_is_left_out_of_the_mean():
+    scores, classes = np.ones((1, 1), np.float32), np.zeros((1, 1), np.int64)
+    able = Predictions(scores, classes, np.ones((1, 7), np.float32), (*FEATURES, "trust"))
+    unable = Predictions(scores, classes, np.ones((1, 6), np.float32))
+    mean = mean_features(feature_table(each, member="m", queries=["q"]) for each in (able, unable))
+    assert mean.columns.tolist() == ["member", "query", *FEATURES]

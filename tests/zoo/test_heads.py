@@ -507,6 +507,63 @@ def test_a_photo_that_is_its_own_neighbour_is_found(vote):
     assert head(3 * photos).argmax(dim=1).tolist() == list(range(6))  # whatever its length
 
 
+def _nearest_mean(cosine):
+    """The mean of a row's five greatest, slowly."""
+    return np.array([np.mean(sorted(row, reverse=True)[:5]) for row in cosine])
+
+
+def _holding(photos, targets, none_class):
+    head = NeighbourHead(photos.shape[1], targets.max() + 1, len(photos), HeadConfig(), none_class)
+    head.fill(torch.from_numpy(photos).float(), torch.from_numpy(targets))
+    return head
+
+
+@pytest.mark.parametrize("negatives", [1, 4, 5, 30])
+def test_what_neighbours_tell_of_negatives_is_the_slow_computation(negatives, monkeypatch):
+    monkeypatch.setattr("zoo.photo_heads.CHUNK", 7)
+    chance = np.random.default_rng(negatives)
+    targets = chance.permutation([0, 0, 1, 1, 1, 2, 2] + [3] * negatives)
+    photos, query = chance.normal(0.3, 1, (len(targets), 5)), chance.normal(0.3, 1, (6, 5))
+    head = _holding(photos, targets, 3)
+
+    index, directions = _around(photos, query)
+    landmarks, nothing = index[targets != 3], index[targets == 3]
+    of_photos = _nearest_mean(landmarks @ nothing.T)
+    of_query = _nearest_mean(directions @ nothing.T)
+    nearest = np.argsort(-directions @ landmarks.T, axis=1)[:, :5]
+    trust = [max(landmarks[j] @ x - of_photos[j] for j in range(7)) for x in directions] - of_query
+    expected = {"none_cosine": of_query, "nearest_none_cosine": of_photos[nearest].mean(axis=1), "trust": trust}
+    told = head.query_features(torch.from_numpy(query).float())
+    assert list(told) == list(expected)
+    for name, values in told.items():
+        np.testing.assert_allclose(values.numpy(), expected[name], **COMPARED)
+
+
+def test_a_query_near_a_negative_is_trusted_less_than_one_near_a_landmark():
+    photos, targets = _normal(40, 16), torch.arange(40) // 10
+    head = _holding(photos.numpy(), targets.numpy(), 3)
+    trust = head.query_features(photos + 0.1 * _normal(40, 16, seed=1))["trust"]
+    assert trust[targets == 3].max() < trust[targets < 3].min()
+
+
+@pytest.mark.parametrize(("none_class", "targets"), [(None, [0, 0, 1, 2]), (3, [0, 0, 1, 2])])
+def test_without_negatives_neighbours_tell_nothing_of_them(none_class, targets):
+    assert _holding(np.eye(4), np.array(targets), none_class).query_features(torch.ones(2, 4)) == {}
+
+
+def test_other_heads_tell_nothing_of_negatives():
+    for kind in ("linear", "hadamard", "arcface", "prototypes"):
+        assert _filled(kind).query_features(_normal(2, 6)) == {}
+
+
+def test_the_state_of_neighbours_is_enough_to_tell_of_negatives():
+    head = _holding(_normal(20, 6).numpy(), np.arange(20) % 4, 3)
+    again = NeighbourHead(6, 4, 20, HeadConfig(), 3)
+    again.load_state_dict(head.state_dict())
+    one, two = (each.query_features(_normal(5, 6, seed=1)) for each in (head, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 # ---- prototypes
 
 

@@ -296,6 +296,38 @@ def test_a_neighbours_member_learns_from_the_photos_outside_its_fold_only(tmp_pa
     assert _touched(tmp_path, before) == set()
 
 
+TOLD = ["none_cosine", "nearest_none_cosine", "trust"]
+
+
+def _only(photos, keep):
+    """The photos of a mask, as a competition of their own."""
+    paths = [path for path, kept in zip(photos.paths, keep, strict=True) if kept]
+    hashes = [digest for digest, kept in zip(photos.hashes, keep, strict=True) if kept]
+    masked = {name: getattr(photos, name)[keep] for name in ("ids", "folds", "landmarks", "groups")}
+    return dataclasses.replace(photos, paths=paths, hashes=hashes, **masked)
+
+
+def _near_features(root, part):
+    return read_table(root / f"scores/near.{part}.queries.parquet", QUERY_FEATURES)
+
+
+def test_a_neighbours_member_tells_how_near_its_queries_are_to_nothing(tmp_path, photos, make_context):
+    run_member(make_context(tmp_path, photos), load_recipe("tiny-frozen", {"name": "near", "head.kind": "neighbours"}))
+    for part in ("oof", "test"):
+        assert _near_features(tmp_path, part).columns.tolist() == ["member", "query", *FEATURES, *TOLD]
+    trust = _near_features(tmp_path, "oof").set_index("query")["trust"]
+    is_none = photos.landmarks == ""
+    assert trust[photos.ids[is_none & (photos.folds >= 0)]].max() < trust[photos.ids[photos.landmarks == "a"]].median()
+
+
+@pytest.mark.parametrize("folds", [[], [0]], ids=["no negatives", "negatives that one model has not seen"])
+def test_what_not_every_fold_can_tell_is_no_feature(tmp_path, photos, make_context, folds):
+    kept = _only(photos, (photos.folds < 0) | (photos.landmarks != "") | np.isin(photos.folds, folds))
+    run_member(make_context(tmp_path, kept), load_recipe("tiny-frozen", {"name": "near", "head.kind": "neighbours"}))
+    for part in ("oof", "test"):
+        assert _near_features(tmp_path, part).columns.tolist() == ["member", "query", *FEATURES]
+
+
 # ---- stopped and killed
 
 

@@ -35,7 +35,9 @@ def _together(context, count):
 def test_two_processes_end_in_the_weights_of_one(make_context, photos, recipe, watch, tmp_path):
     run_member(make_context(tmp_path / "one", photos), recipe)
     seen = watch()
-    run_member(_together(make_context(tmp_path / "two", photos, seen), 2), recipe)
+    together = replace(_together(make_context(tmp_path / "two", photos, seen), 2), logs=("tensorboard",))
+    run_member(together, recipe)
+    assert len(list((tmp_path / "two/logs/tiny-scratch/fold0").iterdir())) == 1  # of the first process
     one, two = (load_file(tmp_path / run / "zoo/tiny-scratch/fold0/weights.safetensors") for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:

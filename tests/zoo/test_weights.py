@@ -5,6 +5,7 @@ import importlib.util
 import io
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import zoo.weights
 from engine.core.errors import ArtifactError, ConfigError, ResourceError
@@ -253,12 +255,22 @@ def offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["resnet50", "test_resnet.r160_in1k"])
-def test_the_hub_while_offline_ends_within_seconds_and_names_the_other_ways(offline, name):
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet50", "hub"),
+        ("test_resnet.r160_in1k", "hub"),
+        ("hf-hub:timm/test_resnet.r160_in1k", "hub"),
+        ("hf_hub:timm/test_resnet.r160_in1k@main", "hub"),
+        ("hf-hub:no repository", "hub"),
+        ("hf-hub:timm/test_resnet.r160_in1k", "random"),  # the hub has to say what kind of network it is
+    ],
+)
+def test_the_hub_while_offline_ends_within_seconds_and_names_the_other_ways(offline, name, weights):
     del offline
     began = time.monotonic()
     with pytest.raises(ResourceError) as caught:
-        build_backbone(BackboneConfig(name=name))
+        build_backbone(BackboneConfig(name=name, weights=weights))
     assert time.monotonic() - began < zoo.weights.HUB_TIMEOUT
     assert name in caught.value.message
     for way in ("'file'", "'package'", "'random'", "go online"):
@@ -274,6 +286,27 @@ def test_the_hubs_cache_serves_while_offline(offline):
     save_file(whole.state_dict(), snapshot / "model.safetensors")
     loaded = build_backbone(BackboneConfig(name="test_resnet")).state_dict()
     assert all(torch.equal(whole.state_dict()[key], tensor) for key, tensor in loaded.items())
+
+
+def test_a_cached_repository_serves_while_offline(offline):
+    whole = timm.create_model("test_resnet", num_classes=1000)
+    cached = offline / "models--somebody--something"
+    save_for_hf(whole, cached / "snapshots" / "0123456789abcdef", safe_serialization=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123456789abcdef", encoding="utf-8")
+    loaded = build_backbone(BackboneConfig(name="hf-hub:somebody/something")).state_dict()
+    assert loaded.keys() < whole.state_dict().keys()
+    assert all(torch.equal(whole.state_dict()[key], tensor) for key, tensor in loaded.items())
+
+
+def test_a_folder_of_ones_own_needs_no_hub(offline, tmp_path):
+    del offline
+    whole = timm.create_model("test_resnet", num_classes=1000)
+    save_for_hf(whole, tmp_path / "mine", safe_serialization=True)
+    loaded = build_backbone(BackboneConfig(name=f"local-dir:{tmp_path / 'mine'}")).state_dict()
+    assert all(torch.equal(whole.state_dict()[key], tensor) for key, tensor in loaded.items())
+    with pytest.raises(ArtifactError, match=r"nothing.*config\.json"):
+        build_backbone(BackboneConfig(name=f"local-dir:{tmp_path / 'nothing'}"))
 
 
 def test_a_hub_that_listens_is_reachable(offline, monkeypatch):
@@ -293,3 +326,15 @@ def test_a_hub_that_never_answers_is_given_up(offline, monkeypatch):
         began = time.monotonic()
         assert not hub_is_reachable()
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.faults
+def test_a_name_server_that_never_answers_is_given_up(offline, monkeypatch):
+    del offline
+    released = threading.Event()
+    monkeypatch.setattr(zoo.weights, "HUB_TIMEOUT", 0.3)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if released.wait(60) else None)
+    began = time.monotonic()
+    assert not hub_is_reachable()
+    assert time.monotonic() - began < 3
+    released.set()
