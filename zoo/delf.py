@@ -1,8 +1,8 @@
 """DELF, attentive local features (Noh et al. 2017, arXiv 1612.06321), on any backbone's feature map.
 
-In: feature maps [B, C, h, w], in the paper those of a ResNet's conv4 (stride 16). Out: logits to train by, then
-`LocalFeatures` for `zoo.local`. With timm, `create_model(name, features_only=True, out_indices=(3,))` gives that map.
-A cell of conv4 is 16 pixels wide, so pairs are verified with `threshold` about that much.
+In: feature maps [B, C, h, w], in the paper those of a ResNet's conv4 (`backbone.stage = 3`, stride 16). Out: the pooled
+vector that a linear head trains by, then `LocalFeatures` for `zoo.local`. A cell of conv4 is 16 pixels wide, so pairs
+are verified with `threshold` about that much.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ DIM = 40  # of a whitened descriptor, the paper's
 MIN_VARIANCE = 1e-9  # of unit vectors along a direction; what is left below it is rounding of float32 features
 
 
-class DelfHead(nn.Module):
-    """Attention over a feature map, learned from landmark labels alone: y = W sum_n alpha(f_n) f_n (equation 1).
+class AttentionPool(nn.Module):
+    """The features of all places, weighed by a learned attention: y = sum_n alpha(f_n) f_n (equation 1).
 
-    The attention alpha sees the features f_n as they are; the features in the sum have unit length, so that alpha
-    alone decides how much a place counts. The sum is over places of one photo, never over the batch.
+    A linear head makes it the paper's logits, and landmark labels alone teach the attention. It sees the features f_n
+    as they are; in the sum they have unit length, so that alpha alone decides how much a place counts. The sum is over
+    places of one photo, never over the batch.
 
     Args:
         channels: C of the feature map.
-        classes: width of the logits.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.score = nn.Sequential(nn.Conv2d(channels, HIDDEN, 1), nn.ReLU(), nn.Conv2d(HIDDEN, 1, 1), nn.Softplus())
-        self.linear = nn.Linear(channels, classes, bias=False)
-        nn.init.normal_(self.linear.weight, std=0.01)  # starts at about equal odds, as the other heads
 
     def attention(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> alpha [B, h, w], above 0."""
@@ -46,15 +44,9 @@ class DelfHead(nn.Module):
         return alpha[:, 0]
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, h, w] -> logits float32 [B, classes]."""
+        """[B, C, h, w] -> [B, C]."""
         directions = functional.normalize(features, dim=1)
-        pooled = torch.einsum("bhw,bchw->bc", self.attention(features), directions)
-        logits: Tensor = self.linear(pooled)
-        return logits.float()
-
-    def loss(self, features: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """Cross-entropy of feature maps [B, C, h, w] and classes [B], the labels smoothed by 0..1."""
-        return functional.cross_entropy(self(features), targets, label_smoothing=smoothing)
+        return torch.einsum("bhw,bchw->bc", self.attention(features).to(directions.dtype), directions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +119,7 @@ class Grid:
 
 @torch.inference_mode()
 def keypoints(
-    head: DelfHead,
+    pool: AttentionPool,
     maps: Sequence[Tensor],
     grids: Sequence[Grid],
     whitening: Whitening,
@@ -140,7 +132,7 @@ def keypoints(
     Only places above the photo's mean attention are taken, so a map without any structure has no keypoints.
 
     Args:
-        head: trained.
+        pool: trained.
         maps: [B, C, h, w] of the same B photos, one per scale.
         grids: one per map.
         whitening: of the descriptors.
@@ -148,7 +140,7 @@ def keypoints(
         radius: pixels of the photo; 8 is half a cell of conv4, so neighbours in a map at full size all survive.
     """
     places = torch.cat([_places(*pair) for pair in zip(maps, grids, strict=True)])  # [P, 2]
-    attention = torch.cat([head.attention(features).flatten(1) for features in maps], dim=1)  # [B, P]
+    attention = torch.cat([pool.attention(features).flatten(1) for features in maps], dim=1)  # [B, P]
     features = torch.cat([features.flatten(2).mT for features in maps], dim=1)  # [B, P, C]
     photos = []
     for alpha, described in zip(attention, features, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zoo.auxiliary import AuxiliaryHead
+from zoo.delf import AttentionPool
 from zoo.heads import ArcFaceHead, HadamardHead, Head, LandmarkHead
 from zoo.mixing import Mix
 from zoo.photo_heads import NeighbourHead, PrototypeHead
@@ -128,12 +129,14 @@ def build_embedder(recipe: Recipe, *, fold: bool) -> Embedder:
     backbone = build_backbone(recipe.backbone)
     if fold:
         backbone = fold_batch_norms(backbone, recipe.input.size)
+    if recipe.backbone.pooling == "attention":
+        return Embedder(backbone, AttentionPool(embedding_width(backbone, recipe.input.size)))
     return Embedder(backbone, make_pooling(recipe.backbone.pooling))
 
 
 @torch.inference_mode()
 def embedding_width(embedder: nn.Module, size: int) -> int:
-    """D of an embedder, asked of the network itself since poolings and architectures differ."""
+    """D of an embedder, or C of a feature map, asked of the network itself since poolings and architectures differ."""
     return int(embedder.eval()(torch.zeros(1, 3, size, size)).shape[1])
 
 

@@ -27,7 +27,8 @@ MIRRORED_CROPS = tuple(f"{name}-flip" for name in CROPS)
 SINGLE_VIEWS = ("plain", "flip", *CROPS, *MIRRORED_CROPS, "zoom-in", "zoom-out")
 VIEW_GROUPS = {"five-crop": CROPS, "ten-crop": (*CROPS, *MIRRORED_CROPS), "scales": ("zoom-out", "zoom-in")}
 VIEWS = (*SINGLE_VIEWS, *VIEW_GROUPS)  # what a recipe may name
-OWN_POOLINGS = frozenset({"gem", "flat"})  # those that timm does not have
+OWN_POOLINGS = frozenset({"gem", "flat", "attention"})  # those that timm does not have
+LEARNED_POOLINGS = frozenset({"gem", "attention"})
 
 
 class BackboneConfig(Section):
@@ -37,7 +38,15 @@ class BackboneConfig(Section):
     weights: Literal["hub", "file", "package", "random"] = "hub"
     source: str | None = None  # file: a safetensors path; package: a name of zoo.weights.PACKAGES
     frozen: bool = False  # frozen: each photo is embedded once for all folds and only the head is trained
-    pooling: Literal["avg", "max", "avgmax", "catavgmax", "gem", "flat"] = "avg"  # flat: 4x4 cells, none averaged away
+    # flat: 4x4 cells, none averaged away; attention: DELF's
+    pooling: Literal["avg", "max", "avgmax", "catavgmax", "gem", "flat", "attention"] = "avg"
+    stage: int | None = Field(None, ge=0)  # the last one that is kept, 3 is ResNet's conv4; None: all of them
+
+    @model_validator(mode="after")
+    def _stage_has_a_pooling(self) -> BackboneConfig:
+        if self.stage is not None and self.pooling not in OWN_POOLINGS:
+            raise ValueError(f"'stage' goes with pooling = {', '.join(map(repr, sorted(OWN_POOLINGS)))}")
+        return self
 
     @model_validator(mode="after")
     def _has_source(self) -> BackboneConfig:
@@ -191,8 +200,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _pooling_is_fixed(self) -> Recipe:
-        if self.backbone.frozen and self.backbone.pooling == "gem":
-            raise ValueError("backbone.pooling = 'gem' learns, and goes with backbone.frozen = false")
+        pooling = self.backbone.pooling
+        if self.backbone.frozen and pooling in LEARNED_POOLINGS:
+            raise ValueError(f"backbone.pooling = '{pooling}' learns, and goes with backbone.frozen = false")
         return self
 
 

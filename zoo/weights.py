@@ -63,14 +63,25 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
         A module from float [B, 3, H, W] to embeddings [B, D], or to a map [B, C, h, w] where the pooling is our own.
 
     Raises:
-        ConfigError: for an unknown timm model, with its nearest names, or a package that is not installed.
+        ConfigError: for an unknown timm model, with its nearest names, a package that is not installed, or a stage
+            that the network does not have.
         ResourceError: when the hub is asked for and cannot be reached.
         ArtifactError: when the weights do not fit the network.
     """
     if not _is_known(config.name):
         names = [*timm.list_models(), *timm.list_pretrained()]
         raise ConfigError(f"backbone '{config.name}': {did_you_mean(config.name, names)}")
-    return _SOURCES[config.weights](config)
+    network = _SOURCES[config.weights](config)
+    return network if config.stage is None else _cut_after(network, config.stage)
+
+
+def _cut_after(network: nn.Module, stage: int) -> nn.Module:
+    """Drop what follows a stage, once all weights are loaded: files and packages hold whole networks."""
+    count = len(network.feature_info)  # type: ignore[arg-type] # timm's list
+    if stage >= count:
+        raise ConfigError(f"backbone.stage {stage}: the network has stages 0 to {count - 1}")
+    network.prune_intermediate_layers([stage])  # type: ignore[operator]
+    return network
 
 
 def _is_known(name: str) -> bool:

@@ -4,60 +4,55 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from torch import nn
 from torch.nn import functional
 
 from engine.core.errors import DataError
-from zoo.delf import DelfHead, Grid, fit_whitening, keypoints, suppress
+from zoo.delf import AttentionPool, Grid, fit_whitening, keypoints, suppress
 from zoo.local import verify
 from zoo.recipe import LocalConfig
 
 
 @pytest.fixture
-def head() -> DelfHead:
+def pool() -> AttentionPool:
     torch.manual_seed(0)
-    return DelfHead(24, 5)
+    return AttentionPool(24)
 
 
-def test_logits_are_the_papers_sum(head):
+def test_pooling_is_the_papers_sum(pool):
     torch.manual_seed(1)
     maps = torch.randn(2, 24, 3, 4)
-    wanted = torch.zeros(2, 5)
+    wanted = torch.zeros(2, 24)
     for photo in range(2):
         for y in range(3):
             for x in range(4):
                 feature = maps[photo, :, y, x]
-                alpha = head.score(feature[None, :, None, None]).squeeze()
-                wanted[photo] += head.linear.weight @ (alpha * feature / feature.norm())
-    torch.testing.assert_close(head(maps), wanted, rtol=1e-4, atol=1e-5)
+                alpha = pool.score(feature[None, :, None, None]).squeeze()
+                wanted[photo] += alpha * feature / feature.norm()
+    torch.testing.assert_close(pool(maps), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_reaches_attention_and_w(head):
-    head.loss(torch.randn(4, 24, 3, 3), torch.tensor([0, 1, 2, 4]), 0.1).backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-
-
-def test_loss_is_smoothed_cross_entropy(head):
-    maps, targets = torch.randn(4, 24, 3, 3), torch.tensor([0, 1, 2, 4])
-    logs = head(maps).log_softmax(dim=1)
-    wanted = -(0.9 * logs[torch.arange(4), targets] + 0.1 * logs.mean(dim=1)).mean()
-    torch.testing.assert_close(head.loss(maps, targets, 0.1), wanted)
+def test_the_gradient_reaches_the_attention_and_the_features(pool):
+    maps = torch.randn(4, 24, 3, 3, requires_grad=True)
+    pool(maps).square().sum().backward()
+    for name, value in [*pool.named_parameters(), ("maps", maps)]:
+        assert value.grad is not None, name
+        assert value.grad.abs().sum() > 0, name
 
 
 def test_attention_learns_where_the_landmark_is():
     torch.manual_seed(0)
-    head = DelfHead(16, 4)
+    network = nn.Sequential(AttentionPool(16), nn.Linear(16, 4, bias=False))
     signs = functional.normalize(torch.randn(4, 16), dim=1)
-    optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(60):
         targets = torch.randint(4, (32,))
         maps, place = _signs_in_clutter(signs[targets])
         optimiser.zero_grad()
-        head.loss(maps, targets, 0.0).backward()
+        functional.cross_entropy(network(maps), targets).backward()
         optimiser.step()
     maps, place = _signs_in_clutter(signs[torch.arange(4).repeat(8)])
-    alpha = head.attention(maps).flatten(1)
+    alpha = network[0].attention(maps).flatten(1)
     assert (alpha.argmax(dim=1) == place).float().mean() > 0.9
 
 
@@ -96,13 +91,13 @@ def _whitening(width=24):
     return fit_whitening(torch.randn(200, width), 8)
 
 
-def test_keypoints_lie_on_the_grids_of_their_scales(head):
+def test_keypoints_lie_on_the_grids_of_their_scales(pool):
     torch.manual_seed(3)
     maps = [torch.randn(2, 24, 8, 8), torch.randn(2, 24, 4, 4)]
     for photo, found in enumerate(
-        keypoints(head, maps, [Grid.at_scale(1.0), Grid.at_scale(0.5)], _whitening(), count=500, radius=0.1)
+        keypoints(pool, maps, [Grid.at_scale(1.0), Grid.at_scale(0.5)], _whitening(), count=500, radius=0.1)
     ):
-        alpha = torch.cat([head.attention(features)[photo].flatten() for features in maps])
+        alpha = torch.cat([pool.attention(features)[photo].flatten() for features in maps])
         centres = [(16 * x, 16 * y) for y in range(8) for x in range(8)]
         centres += [(32 * x + 0.5, 32 * y + 0.5) for y in range(4) for x in range(4)]
         above = (alpha > alpha.mean()).nonzero()[:, 0].tolist()
@@ -112,11 +107,11 @@ def test_keypoints_lie_on_the_grids_of_their_scales(head):
         assert found.descriptors.shape == (len(wanted), 8)
 
 
-def test_keypoints_are_at_most_the_count_and_verify_a_shifted_map(head):
+def test_keypoints_are_at_most_the_count_and_verify_a_shifted_map(pool):
     torch.manual_seed(4)
     scene = torch.randn(1, 24, 20, 24)
     here, there = scene[..., :16, :16], scene[..., 2:18, 5:21]
-    found = [keypoints(head, [part], [Grid.at_scale(1.0)], _whitening(), count=90)[0] for part in (here, there)]
+    found = [keypoints(pool, [part], [Grid.at_scale(1.0)], _whitening(), count=90)[0] for part in (here, there)]
     assert max(map(len, found)) <= 90
     result = verify(found[0], [found[1]], LocalConfig(threshold=16), seed=0)
     assert result.inliers[0] > 25
@@ -124,9 +119,9 @@ def test_keypoints_are_at_most_the_count_and_verify_a_shifted_map(head):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3)])
-def test_maps_without_structure_have_no_keypoints(head, size):
+def test_maps_without_structure_have_no_keypoints(pool, size):
     flat = torch.full((1, 24, *size), 0.3)
-    (found,) = keypoints(head, [flat], [Grid.at_scale(1.0)], _whitening(), count=10)
+    (found,) = keypoints(pool, [flat], [Grid.at_scale(1.0)], _whitening(), count=10)
     assert len(found) == 0
     assert found.descriptors.shape == (0, 8)
 

@@ -28,6 +28,15 @@ def test_parameters_are_those_of_the_slides(name, head, features):
     assert facts.training_bytes == 16 * (facts.backbone_parameters + head)
 
 
+def test_delf_counts_conv4_its_attention_and_a_linear_layer():
+    facts = describe(load_recipe("resnet50-delf"))
+    last = sum(parameter.numel() for parameter in timm.create_model("resnet50").layer4.parameters())
+    attention = (1024 * 512 + 512) + (512 + 1)
+    assert facts.features == 1024
+    assert facts.backbone_parameters == RESNET50 - last + attention
+    assert facts.head_parameters == 1024 * 14_951 + 14_951
+
+
 def test_a_frozen_backbone_takes_no_memory_to_train():
     facts = describe(load_recipe("resnet50-frozen"), landmarks=10)
     assert facts.training_bytes == 16 * (2048 * 10 + 10)

@@ -57,9 +57,15 @@ def test_a_source_goes_with_a_file_or_a_package_only(backbone):
         BackboneConfig(name="test_resnet", **backbone)
 
 
-def test_a_pooling_that_learns_does_not_go_with_a_frozen_backbone():
-    with pytest.raises(ConfigError, match=r"'gem' learns, and goes with backbone\.frozen = false"):
-        load_recipe("tiny-frozen", {"backbone.pooling": "gem"})
+@pytest.mark.parametrize("pooling", ["gem", "attention"])
+def test_a_pooling_that_learns_does_not_go_with_a_frozen_backbone(pooling):
+    with pytest.raises(ConfigError, match=rf"'{pooling}' learns, and goes with backbone\.frozen = false"):
+        load_recipe("tiny-frozen", {"backbone.pooling": pooling})
+
+
+def test_a_stage_needs_a_pooling_of_our_own():
+    with pytest.raises(ConfigError, match="'stage' goes with pooling = 'attention', 'flat', 'gem'"):
+        load_recipe("tiny-scratch", {"backbone.stage": 3})
 
 
 def test_settings_change_single_keys_and_leave_the_rest():

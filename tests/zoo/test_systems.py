@@ -12,6 +12,7 @@ from zoo.recipe import load_recipe
 SYSTEMS = {
     "flat": {"backbone.pooling": "flat"},
     "gem": {"backbone.pooling": "gem"},
+    "delf": {"backbone.pooling": "attention", "backbone.stage": 3},
     "dropped": {"train.min_photos": 5},
     "hadamard": {"head.kind": "hadamard"},
     "arcface": {"head.kind": "arcface", "backbone.pooling": "gem", "train.label_smoothing": 0.0},

@@ -151,6 +151,36 @@ def test_a_packages_damaged_or_malicious_file_is_refused_and_never_executed(tmp_
     assert canary.exists()
 
 
+# ---- stages
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "densenet121", "inception_v3", "mobilenetv2_100"])
+def test_what_follows_a_stage_is_cut(name):
+    config = BackboneConfig(name=name, weights="random", pooling="attention", stage=3)
+    whole = timm.create_model(name, num_classes=0)
+    with torch.device("meta"):
+        network = build_backbone(config).eval()
+        features = network(torch.zeros(1, 3, 96, 96))
+    assert features.shape[1] == whole.feature_info[3]["num_chs"]
+    assert features.shape[2] > 1
+    assert len(network.state_dict()) < len(whole.state_dict())
+
+
+def test_a_stage_has_the_weights_and_the_features_of_the_whole_network(tmp_path):
+    whole = _network(seed=1).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    config = _from(tmp_path / "w.safetensors").model_copy(update={"pooling": "attention", "stage": 3})
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        wanted = whole.forward_intermediates(images, indices=[3], intermediates_only=True)
+        torch.testing.assert_close(build_backbone(config).eval()(images), wanted[0])
+
+
+def test_a_stage_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="stage 5: the network has stages 0 to 4"):
+        build_backbone(BackboneConfig(name="test_resnet", weights="random", pooling="attention", stage=5))
+
+
 # ---- files
 
 
