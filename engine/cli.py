@@ -114,22 +114,13 @@ def few_shot(
     as_json: JsonOption = False,
 ) -> None:
     """Cut some landmarks down to a few training photos, and count how often members are right about them."""
-    from dataclasses import asdict
-
     from engine import pipeline
-    from engine.console import ConsoleProgress, print_json, print_table
+    from engine.console import ConsoleProgress
+    from engine.show import show_few_shot
 
     request = _request(run, None, None, None, device, members=members, folds=folds)
     rows = pipeline.few_shot(request, _numbers(shots, "--shots"), ConsoleProgress())
-    if as_json:
-        print_json([asdict(row) for row in rows])
-        return
-    title = f"Right answers for {rows[0].landmarks} landmarks cut down to a few training photos"
-    cells = [
-        (row.member, str(row.shots), f"{row.accuracy:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.photos))
-        for row in rows
-    ]
-    print_table(title, ("member", "photos seen", "right", "interval", "photos asked"), cells)
+    show_few_shot(rows, as_json=as_json)
 
 
 @app.command("show-batch", epilog="Example: engine show-batch lite0-finetune --run runs/first --out batch.png")
@@ -144,19 +135,10 @@ def show_batch(
     as_json: JsonOption = False,
 ) -> None:
     """Draw an augmented batch with its labels, and what the sampler makes of the class sizes."""
-    from engine import pipeline
-    from engine.console import print_json, print_table
+    from engine import pipeline, show
 
-    shown = pipeline.show_batch(run, recipe, out, epoch=epoch - 1, count=photos)
-    if as_json:
-        print_json(shown)
-        return
-    rows = [
-        (band["photos"], str(band["classes"]), str(band["there"]), f"{band['shown']:.0f}") for band in shown["classes"]
-    ]
-    print_table("Photos of all classes in an epoch", ("photos of a class", "classes", "there are", "are shown"), rows)
-    for what, name in (("batch:", "batch"), ("class sizes:", "sizes")):
-        typer.echo(f"{what:<13}{shown[name]}")
+    drawn = pipeline.show_batch(run, recipe, out, epoch=epoch - 1, count=photos)
+    show.show_batch(drawn, as_json=as_json)
 
 
 @app.command(epilog="Example: engine stack --oof --run runs/first")
@@ -172,12 +154,13 @@ def stack(
     """Merge the members' candidates into one calibrated answer per query."""
     from engine import pipeline
     from engine.console import ConsoleProgress
+    from engine.show import show_leaderboard
 
     progress = ConsoleProgress()
     request = _request(run, None, None, settings, None, prevalence=prevalence)
     pipeline.stack(request, progress, cross_validate=oof)
     if oof:
-        _show_leaderboard(run, as_json=as_json)
+        show_leaderboard(pipeline.read_leaderboard(run), as_json=as_json)
     progress.say(_next("submit", "--run", run))
 
 
@@ -198,12 +181,16 @@ def leaderboard(
     as_json: JsonOption = False,
 ) -> None:
     """Show the cross-validated GAP of every member, their mean, and the stack; with --tta what views are worth."""
-    if by_size:
-        _show_sizes(run, as_json=as_json)
-    elif tta:
-        _show_views(_request(run, None, None, None, device, members=members), _listed(tta), as_json=as_json)
+    from engine import pipeline
+    from engine.console import ConsoleProgress
+    from engine.show import show_leaderboard, show_sizes, show_views
+
+    if tta:
+        request = _request(run, None, None, None, device, members=members)
+        show_views(pipeline.measure_views(request, _listed(tta), ConsoleProgress()), as_json=as_json)
     else:
-        _show_leaderboard(run, as_json=as_json)
+        show = show_sizes if by_size else show_leaderboard
+        show(pipeline.read_leaderboard(run), as_json=as_json)
 
 
 @app.command(epilog="Example: engine submit --run runs/first")
@@ -217,9 +204,10 @@ def submit(
     """Write RUN/submission.csv, one row per test photo, and check it."""
     from engine import pipeline
     from engine.console import ConsoleProgress
+    from engine.show import show_report
 
     path, report = pipeline.submit(run, ConsoleProgress(), allow_missing=allow_missing)
-    _show_report(path, report, as_json=as_json)
+    show_report(path, report, as_json=as_json)
 
 
 @app.command(epilog="Example: engine cv --data photos --run runs/first")
@@ -236,6 +224,7 @@ def cv(
     """Cross-validate the whole job: train what is missing, stack, show GAP with an interval. No --data: the demo's."""
     from engine import pipeline
     from engine.console import ConsoleProgress
+    from engine.show import show_leaderboard
 
     progress = ConsoleProgress()
     if data is None and run is None:
@@ -245,7 +234,7 @@ def cv(
     )
     pipeline.train_zoo(request, progress)
     pipeline.stack(request, progress, cross_validate=True)
-    _show_leaderboard(request.run, as_json=as_json)
+    show_leaderboard(pipeline.read_leaderboard(request.run), as_json=as_json)
     progress.say(_next("submit", "--run", request.run))
 
 
@@ -264,6 +253,7 @@ def demo(
 
     from engine import pipeline
     from engine.console import ConsoleProgress, print_json, stdout
+    from engine.show import show_leaderboard, show_score
 
     progress = ConsoleProgress()
     data, run, config = pipeline.demo_inputs(run, config, progress)
@@ -275,8 +265,8 @@ def demo(
     if as_json:
         print_json(asdict(score) | {"submission": str(path), "run": str(run), "data": str(data)})
         return
-    _show_leaderboard(run, as_json=False)
-    stdout().print(_score_text(score))
+    show_leaderboard(pipeline.read_leaderboard(run), as_json=False)
+    show_score(score)
     for what, where in (("photos", data), ("run", run), ("submission", path)):
         stdout().print(f"{what + ':':<12}{where}")
     progress.say("next: engine train-zoo --data FOLDER --run runs/first, with photos of your own")
@@ -292,8 +282,9 @@ def check_submission(
 ) -> None:
     """Check a submission: every test id once, finite confidences, known landmarks; exit code 5 when it is not so."""
     from engine import pipeline
+    from engine.show import show_report
 
-    _show_report(file, pipeline.check_file(file, data), as_json=as_json)
+    show_report(file, pipeline.check_file(file, data), as_json=as_json)
 
 
 @app.command(epilog="Example: engine score runs/first/submission.csv solution.csv")
@@ -306,13 +297,14 @@ def score(
     from dataclasses import asdict
 
     from engine import pipeline
-    from engine.console import print_json, stdout
+    from engine.console import print_json
+    from engine.show import show_score
 
     result = pipeline.score(file, solution)
     if as_json:
         print_json(asdict(result))
     else:
-        stdout().print(_score_text(result))
+        show_score(result)
 
 
 @app.command(epilog="Example: engine check --data photos")
@@ -323,17 +315,11 @@ def check(
 ) -> None:
     """Read every photo and CSV of a data folder and list what cannot be used; exit code 3 when there is."""
     from engine import pipeline
-    from engine.console import ConsoleProgress, print_json, print_table
+    from engine.console import ConsoleProgress
+    from engine.show import show_data
 
     summary, bad = pipeline.check_data(data, config, ConsoleProgress())
-    if as_json:
-        print_json(summary | {"bad": bad})
-    else:
-        print_table(str(data), ("what", "count"), [(key, str(value)) for key, value in summary.items()])
-        if bad:
-            print_table(
-                "cannot be used", ("photo", "reason"), [(row["path"] or row["id"], row["reason"]) for row in bad]
-            )
+    show_data(data, summary, bad, as_json=as_json)
     if bad:
         raise typer.Exit(3)
 
@@ -372,22 +358,11 @@ def zoo_list(
     as_json: JsonOption = False,
 ) -> None:
     """List every recipe with its backbone, head, parameters, input and weights."""
-    from dataclasses import asdict
-
     from engine import pipeline
-    from engine.console import ConsoleProgress, print_json, print_table
+    from engine.console import ConsoleProgress
+    from engine.show import show_recipes
 
-    facts = pipeline.describe_recipes(landmarks, ConsoleProgress())
-    if as_json:
-        print_json([asdict(each) for each in facts])
-        return
-    rows = [
-        (each.name, each.backbone + (", frozen" if each.frozen else ""), f"{each.backbone_parameters:,}",
-         each.head, f"{each.head_parameters:,}", f"{each.size}", each.weights)
-        for each in facts
-    ]  # fmt: skip
-    title = f"Recipes, heads for {landmarks:,} landmarks"
-    print_table(title, ("recipe", "backbone", "parameters", "head", "parameters", "px", "weights"), rows)
+    show_recipes(pipeline.describe_recipes(landmarks, ConsoleProgress()), landmarks, as_json=as_json)
 
 
 @zoo_app.command("show", epilog="Example: engine zoo show resnet50-hadamard > mine.toml")
@@ -439,89 +414,6 @@ def _request(
         changes["validation.prevalence"] = prevalence
     chosen = (_listed(members), _numbers(folds, "--folds"))
     return RunRequest(run, data, config, changes, force_new, *chosen, fail_fast)
-
-
-def _show_leaderboard(run: Path, *, as_json: bool) -> None:
-    from engine import pipeline
-    from engine.console import print_json, print_table
-
-    board = pipeline.read_leaderboard(run)
-    if as_json:
-        print_json(board["rows"])
-        return
-    rows = [
-        (row["name"], row["kind"], f"{row['gap']:.4f}", f"{row['gap_low']:.4f} .. {row['gap_high']:.4f}",
-         f"{row['fit_seconds']:.0f}")
-        for row in board["rows"]
-    ]  # fmt: skip
-    print_table(board["title"], ("name", "kind", "GAP", board["interval"], "fit s"), rows)
-    for note in board["notes"]:
-        typer.echo(note)
-
-
-def _show_sizes(run: Path, *, as_json: bool) -> None:
-    from engine import pipeline
-    from engine.console import print_json, print_table
-
-    board = pipeline.read_leaderboard(run)
-    bands = board["sizes"]
-    if as_json:
-        print_json(bands)
-        return
-    columns = [f"{band['shorter_side']}: {band['landmarks']} of {band['queries']}" for band in bands]
-    rows = [(row["name"], *(_share(band["gaps"][row["name"]]) for band in bands)) for row in board["rows"]]
-    print_table("GAP by the photos' shorter side; photos with a known landmark of all", ("name", *columns), rows)
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _show_views(request: Any, names: tuple[str, ...], *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from engine import pipeline
-    from engine.console import ConsoleProgress, print_json, print_table
-
-    gains = pipeline.measure_views(request, names, ConsoleProgress())
-    if as_json:
-        print_json([asdict(row) for row in gains])
-        return
-    rows = [(row.member, row.views, str(row.passes), f"{row.gap:.4f}", *_gain_cells(row.gain)) for row in gains]
-    title = "Cross-validated GAP of single members, without verification"
-    print_table(title, ("member", "views", "passes", "GAP", f"over {names[0]}", "interval", "p"), rows)
-
-
-def _gain_cells(gain: Any) -> tuple[str, str, str]:
-    if gain is None:
-        return ("", "", "")
-    return (f"{gain.estimate:+.4f}", f"{gain.low:+.4f} .. {gain.high:+.4f}", f"{gain.p_value:.3f}")
-
-
-def _show_report(path: Path, report: Any, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from engine.console import print_json, stdout
-
-    if as_json:
-        print_json(asdict(report) | {"file": str(path)})
-        return
-    lowest = "-" if report.lowest is None else f"{report.lowest:.3g} .. {report.highest:.3g}"
-    stdout().print(
-        f"{path}: valid, {report.rows} rows, {report.answered} answered, {report.landmarks} landmarks, "
-        f"confidence {lowest}"
-    )
-    if report.tied:
-        typer.echo(f"notice: {report.tied} answers share a confidence with another; ties are ranked by id", err=True)
-    if not report.answered:
-        typer.echo("NOTICE: no query is answered; this file scores 0", err=True)
-
-
-def _score_text(score: Any) -> str:
-    return (
-        f"GAP {score.gap:.4f} (95 % interval {score.gap_low:.4f} .. {score.gap_high:.4f}), {score.queries} queries, "
-        f"{score.with_landmark} with a landmark, {score.answered} answered, {score.correct} right"
-    )
 
 
 def main() -> None:

@@ -230,7 +230,7 @@ CONFIG_FAULTS = {
     ),
     "unknown recipe key": (
         ["--set", 'members=[{recipe = "tiny-frozen", set = {"train.epoch" = 3}}]'],
-        ["recipe tiny-frozen: unknown key 'train.epoch' — did you mean 'epochs'?"],
+        ["recipe tiny-frozen: unknown key 'train.epoch' — did you mean 'epochs'"],
     ),
     "no member": (["--set", "members=[]"], ["members", "at least 1 item"]),
     "one member twice": (

@@ -1,0 +1,140 @@
+"""What commands found, on stdout: a table for people, or with --json the same values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from engine.console import print_json, print_table, stdout
+
+if TYPE_CHECKING:
+    from engine.core.gap import Difference
+    from submissions.score import Score
+    from submissions.submission import CheckReport
+    from zoo.few_shot import FewShotRow
+    from zoo.listing import RecipeFacts
+    from zoo.view_gains import ViewGain
+
+
+def show_leaderboard(board: Mapping[str, Any], *, as_json: bool) -> None:
+    """The GAP of members, baselines and stack."""
+    if as_json:
+        print_json(board["rows"])
+        return
+    rows = [
+        (row["name"], row["kind"], f"{row['gap']:.4f}", f"{row['gap_low']:.4f} .. {row['gap_high']:.4f}",
+         f"{row['fit_seconds']:.0f}")
+        for row in board["rows"]
+    ]  # fmt: skip
+    print_table(board["title"], ("name", "kind", "GAP", board["interval"], "fit s"), rows)
+    for note in board["notes"]:
+        typer.echo(note)
+
+
+def show_sizes(board: Mapping[str, Any], *, as_json: bool) -> None:
+    """The GAP of the same entries among photos of similar size."""
+    bands = board["sizes"]
+    if as_json:
+        print_json(bands)
+        return
+    columns = [f"{band['shorter_side']}: {band['landmarks']} of {band['queries']}" for band in bands]
+    rows = [(row["name"], *(_gap(band["gaps"][row["name"]]) for band in bands)) for row in board["rows"]]
+    print_table("GAP by the photos' shorter side; photos with a known landmark of all", ("name", *columns), rows)
+
+
+def _gap(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def show_views(gains: Sequence[ViewGain], *, as_json: bool) -> None:
+    """What test-time views are worth."""
+    if as_json:
+        print_json([asdict(row) for row in gains])
+        return
+    rows = [(row.member, row.views, str(row.passes), f"{row.gap:.4f}", *_gain_cells(row.gain)) for row in gains]
+    title = "Cross-validated GAP of single members, without verification"
+    print_table(title, ("member", "views", "passes", "GAP", f"over {gains[0].views}", "interval", "p"), rows)
+
+
+def _gain_cells(gain: Difference | None) -> tuple[str, str, str]:
+    if gain is None:
+        return ("", "", "")
+    return (f"{gain.estimate:+.4f}", f"{gain.low:+.4f} .. {gain.high:+.4f}", f"{gain.p_value:.3f}")
+
+
+def show_few_shot(rows: Sequence[FewShotRow], *, as_json: bool) -> None:
+    """How often members are right about landmarks of few photos."""
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    cells = [
+        (row.member, str(row.shots), f"{row.accuracy:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.photos))
+        for row in rows
+    ]
+    title = f"Right answers for {rows[0].landmarks} landmarks cut down to a few training photos"
+    print_table(title, ("member", "photos seen", "right", "interval", "photos asked"), cells)
+
+
+def show_batch(drawn: Mapping[str, Any], *, as_json: bool) -> None:
+    """Where a batch was drawn to, and what the sampler makes of the class sizes."""
+    if as_json:
+        print_json(drawn)
+        return
+    rows = [
+        (band["photos"], str(band["classes"]), str(band["there"]), f"{band['shown']:.0f}") for band in drawn["classes"]
+    ]
+    print_table("Photos of all classes in an epoch", ("photos of a class", "classes", "there are", "are shown"), rows)
+    for what, name in (("batch:", "batch"), ("class sizes:", "sizes")):
+        typer.echo(f"{what:<13}{drawn[name]}")
+
+
+def show_recipes(facts: Sequence[RecipeFacts], landmarks: int, *, as_json: bool) -> None:
+    """The recipes that ship, with heads for so many landmarks."""
+    if as_json:
+        print_json([asdict(each) for each in facts])
+        return
+    rows = [
+        (each.name, each.backbone + (", frozen" if each.frozen else ""), f"{each.backbone_parameters:,}",
+         each.head, f"{each.head_parameters:,}", f"{each.size}", each.weights)
+        for each in facts
+    ]  # fmt: skip
+    title = f"Recipes, heads for {landmarks:,} landmarks"
+    print_table(title, ("recipe", "backbone", "parameters", "head", "parameters", "px", "weights"), rows)
+
+
+def show_data(data: Path, summary: Mapping[str, int], bad: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """What a data folder holds, and what of it cannot be used."""
+    if as_json:
+        print_json({**summary, "bad": bad})
+        return
+    print_table(str(data), ("what", "count"), [(key, str(value)) for key, value in summary.items()])
+    if bad:
+        print_table("cannot be used", ("photo", "reason"), [(row["path"] or row["id"], row["reason"]) for row in bad])
+
+
+def show_report(path: Path, report: CheckReport, *, as_json: bool) -> None:
+    """What a valid submission holds."""
+    if as_json:
+        print_json(asdict(report) | {"file": str(path)})
+        return
+    lowest = "-" if report.lowest is None else f"{report.lowest:.3g} .. {report.highest:.3g}"
+    stdout().print(
+        f"{path}: valid, {report.rows} rows, {report.answered} answered, {report.landmarks} landmarks, "
+        f"confidence {lowest}"
+    )
+    if report.tied:
+        typer.echo(f"notice: {report.tied} answers share a confidence with another; ties are ranked by id", err=True)
+    if not report.answered:
+        typer.echo("NOTICE: no query is answered; this file scores 0", err=True)
+
+
+def show_score(score: Score) -> None:
+    """A submission's GAP against a solution."""
+    stdout().print(
+        f"GAP {score.gap:.4f} (95 % interval {score.gap_low:.4f} .. {score.gap_high:.4f}), {score.queries} queries, "
+        f"{score.with_landmark} with a landmark, {score.answered} answered, {score.correct} right"
+    )
