@@ -1,12 +1,12 @@
 """Frozen backbones: each photo is embedded once, for all folds and every member that shares the backbone.
 
-`embeddings/<key>/<shard>.npy` holds float16 [n, V, D] for up to `SHARD` photos in catalog order; a shard is an
-artifact of its own, so an interrupted run goes on at the shard it was at.
+`embeddings/<key>/<shard>.npy` holds float16 [n, V, D] for up to `SHARD` photos in catalog order, see `zoo.shards`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from engine.core.config import flatten
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
-from engine.core.storage import atomic_path, sha256_json
+from engine.core.storage import sha256_json
 from zoo.network import Embedder, build_embedder
 from zoo.recipe import Recipe
+from zoo.shards import Series, make_shards
 from zoo.sources import PhotoSource
 from zoo.weights import weights_content
 
@@ -66,26 +67,16 @@ def embed_photos(
         KeyboardInterrupt: when asked to stop; finished shards are kept.
     """
     key, made_from = embedding_key(recipe), _made_from(recipe) | {"version": VERSION}
-    embedder: Embedder | None = None
-    shards = []
-    with progress.task(f"embed {key}", len(hashes), "photo") as advance:
-        for start in range(0, len(hashes), SHARD):
-            rows = np.arange(start, min(start + SHARD, len(hashes)))
-            name = f"embeddings/{key}/{start // SHARD:05d}.npy"
-            inputs = made_from | {"photos": sha256_json(list(hashes[rows[0] : rows[-1] + 1]))}
-            if run.is_fresh(name, inputs):
-                advance(len(rows), "")
-            else:
-                if embedder is None:
-                    embedder = _frozen_embedder(recipe, accelerator.device)
-                shard = _embed_rows(embedder, source, rows, accelerator, advance)
-                with atomic_path(run.path(name)) as temporary, temporary.open("wb") as handle:
-                    np.save(handle, shard)
-                run.record(name, kind="embeddings", version=VERSION, inputs=inputs)
-                if stop.requested:
-                    raise KeyboardInterrupt
-            shards.append(np.load(run.path(name), mmap_mode="r"))
-    return np.concatenate(shards)
+
+    @cache  # made when the first shard is missing
+    def embedder() -> Embedder:
+        return _frozen_embedder(recipe, accelerator.device)
+
+    def embed(part: slice, advance: Advance) -> NDArray[np.float16]:
+        return _embed_rows(embedder(), source, np.arange(part.start, part.stop), accelerator, advance)
+
+    series = Series(f"embeddings/{key}", "embeddings", f"embed {key}", SHARD, made_from)
+    return np.concatenate(make_shards(run, series, hashes, embed, progress=progress, stop=stop))
 
 
 def _frozen_embedder(recipe: Recipe, device: torch.device) -> Embedder:

@@ -292,10 +292,15 @@ def _refit(pairs: Matches, obeys: Tensor) -> Tensor:
 
 
 def inliers(
-    query: LocalFeatures, others: Sequence[LocalFeatures], config: LocalConfig, *, seed: int
+    query: LocalFeatures,
+    others: Sequence[LocalFeatures],
+    config: LocalConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
 ) -> NDArray[np.int64]:
     """Inlier counts int64 [N] of a query and N photos; see `verify`."""
-    return verify(query, others, config, seed=seed).inliers
+    return verify(query, others, config, seed=seed, device=device).inliers
 
 
 def rerank(

@@ -1,8 +1,7 @@
 """The second look of a member: its nearest training photos are verified by local features, and its logits re-ranked.
 
 `local/<key>/<shard>.npy` holds the keypoints of up to `SHARD` photos in catalog order, [n, K] records of position,
-descriptor and score; a photo's rest is zero. A shard is an artifact of its own, so an interrupted run goes on at the
-shard it was at, and all folds and members with the same features share them.
+descriptor and score; a photo's rest is zero. All folds and members with the same features share them, see `zoo.shards`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from engine.core.images import read_image
 from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
-from engine.core.storage import atomic_path, sha256_json
-from zoo.local import LocalFeatures, rerank, sift_features, verify
+from engine.core.storage import sha256_json
+from zoo.local import LocalFeatures, inliers, rerank, sift_features
 from zoo.photo_heads import NeighbourHead
 from zoo.recipe import LocalConfig
+from zoo.shards import Series, make_shards
 from zoo.sources import Rows
 
 SHARD = 1024  # photos: 82 MB at 300 keypoints, and the most that an interruption costs
@@ -81,23 +81,12 @@ def describe_photos(
     """
     made_from = {f"local.{name}": value for name, value in flatten(config).items() if name in EXTRACTION}
     key = f"sift-{config.size}-{sha256_json(made_from)[:8]}"
-    shards = []
-    with progress.task(f"describe {key}", len(paths), "photo") as advance:
-        for start in range(0, len(paths), SHARD):
-            part = slice(start, start + SHARD)
-            name = f"local/{key}/{start // SHARD:05d}.npy"
-            inputs = made_from | {"photos": sha256_json(list(hashes[part])), "version": VERSION}
-            if run.is_fresh(name, inputs):
-                advance(len(paths[part]), "")
-            else:
-                shard = _describe(paths[part], config, max_pixels, device, advance)
-                with atomic_path(run.path(name)) as temporary, temporary.open("wb") as handle:
-                    np.save(handle, shard)
-                run.record(name, kind="local features", version=VERSION, inputs=inputs)
-                if stop.requested:
-                    raise KeyboardInterrupt
-            shards.append(np.load(run.path(name), mmap_mode="r"))
-    return LocalStore(shards, SHARD)
+
+    def describe(part: slice, advance: Advance) -> NDArray[np.void]:
+        return _describe(paths[part], config, max_pixels, device, advance)
+
+    series = Series(f"local/{key}", "local features", f"describe {key}", SHARD, made_from | {"version": VERSION})
+    return LocalStore(make_shards(run, series, hashes, describe, progress=progress, stop=stop), SHARD)
 
 
 def _describe(
@@ -136,8 +125,8 @@ class Verifier:
         """The inliers of a photo with each of some others, all by their rows."""
         new = [photo for photo in photos if (query, photo) not in self._known]
         others = [self.store[photo] for photo in new]
-        found = verify(self.store[query], others, self.config, seed=self.seed, device=self.device)
-        self._known.update(zip([(query, photo) for photo in new], found.inliers.tolist(), strict=True))
+        found = inliers(self.store[query], others, self.config, seed=self.seed, device=self.device)
+        self._known.update(zip([(query, photo) for photo in new], found.tolist(), strict=True))
         return [self._known[query, photo] for photo in photos]
 
     def rerank_batch(
