@@ -7,6 +7,7 @@ cross-entropy of their logits; those that answer from the training photos are in
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from functools import reduce
 
 import torch
@@ -21,12 +22,12 @@ FACTORS = 5  # 2 x 2 matrices per pass, as one of 32 x 32: 3 passes over memory 
 LEAST_SQUARED_SINE = 1e-6  # an angle of 0.001 rad: what fp32 still resolves in 1 - cos²
 
 
-class LandmarkHead(nn.Module):
+class LandmarkHead(nn.Module, ABC):
     """From embeddings [B, D] to logits [B, C], and with classes to the loss that trains the network."""
 
+    @abstractmethod
     def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """The loss of embeddings [B, D] and classes int64 [B], a scalar; smoothing: of the labels, 0..1."""
-        raise NotImplementedError
 
     def query_features(self, embedding: Tensor) -> dict[str, Tensor]:
         """What else the head can tell of queries, embeddings [B, D]: name -> float32 [B]; for most heads nothing."""

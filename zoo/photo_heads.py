@@ -7,6 +7,7 @@ triplets, teaches the embedding alone.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -34,9 +35,9 @@ class PhotoHead(LandmarkHead):
         direction = functional.normalize(embedding.float(), dim=1)
         return triplet_loss(direction, targets, self.config.triplet_margin, none_class=self.none_class)
 
+    @abstractmethod
     def fill(self, embeddings: Tensor, targets: Tensor) -> None:
         """Take the training photos in: embeddings [N, D] and their classes int64 [N]."""
-        raise NotImplementedError
 
     def _direction(self, embedding: Tensor) -> Tensor:
         return functional.normalize(functional.normalize(embedding.float(), dim=1) - self.get_buffer("centre"), dim=1)

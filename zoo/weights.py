@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -75,12 +76,21 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     return network if config.stage is None else _cut_after(network, config.stage)
 
 
+class _Staged(Protocol):
+    """What timm's networks have beside what torch says of a module."""
+
+    feature_info: Sequence[Mapping[str, Any]]
+
+    def prune_intermediate_layers(self, indices: list[int]) -> object: ...
+
+
 def _cut_after(network: nn.Module, stage: int) -> nn.Module:
     """Drop what follows a stage, once all weights are loaded: files and packages hold whole networks."""
-    count = len(network.feature_info)  # type: ignore[arg-type] # timm's list
+    staged = cast("_Staged", network)
+    count = len(staged.feature_info)
     if stage >= count:
         raise ConfigError(f"backbone.stage {stage}: the network has stages 0 to {count - 1}")
-    network.prune_intermediate_layers([stage])  # type: ignore[operator]
+    staged.prune_intermediate_layers([stage])
     return network
 
 
