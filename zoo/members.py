@@ -46,7 +46,7 @@ from zoo.logs import Logs
 from zoo.merging import TRAIN_ZOO, merge_folds
 from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
 from zoo.photo_heads import NEIGHBOURS_VERSION, NeighbourHead, PhotoHead
-from zoo.photo_set import Part, lesson_of
+from zoo.photo_set import PARTS, Part, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
 from zoo.recipe import HeadConfig, LocalConfig, Recipe
@@ -76,8 +76,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
     member = _Member(context, recipe)
     for fold in folds or range(context.photos.fold_count):
         member.train_fold(fold)
-        for part in ("oof", "test"):
-            member.score_fold(fold, part)
+        member.score_fold(fold, PARTS)
     if not folds or all(member.is_finished(fold) for fold in range(context.photos.fold_count)):
         merge_folds(context, recipe)
 
@@ -86,7 +85,7 @@ def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
     """Train one fold's model and return its candidates for the held-out photos; the test set is left alone."""
     member = _Member(context, recipe)
     member.train_fold(fold)
-    member.score_fold(fold, "oof")
+    member.score_fold(fold, ["oof"])
     return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
 
 
@@ -245,13 +244,14 @@ class _Member:
     def _fill(self, model: Network, fold: int) -> Network:
         """Let a head that answers from the training photos take them in; any other is left as it is."""
         if isinstance(model.head, PhotoHead):
-            lesson = self.lesson(fold)
-            embeddings = self._embed(model, lesson.rows)
-            model.head.fill(embeddings, torch.from_numpy(lesson.targets).to(embeddings.device))
+            model.head.fill(*self._examples(model, fold))
         return model
 
-    def _embed(self, model: Network, rows: Rows) -> torch.Tensor:
-        return embed(model, self.source, rows, accelerator=self.context.accelerator, mixed=self._scores_mixed)
+    def _examples(self, model: Network, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The fold's training photos as a model embeds them, [N, D], and their classes, [N]."""
+        lesson, accelerator = self.lesson(fold), self.context.accelerator
+        embeddings = embed(model, self.source, lesson.rows, accelerator=accelerator, mixed=self._scores_mixed)
+        return embeddings, torch.from_numpy(lesson.targets).to(embeddings.device)
 
     @property
     def _scores_mixed(self) -> bool:
@@ -290,9 +290,8 @@ class _Member:
         )  # fmt: skip
         return Verifier(store, config, context.seed, cpu_or_cuda)
 
-    def _predict_verified(self, model: Network, fold: int, rows: Rows, *, keep: int) -> Predictions:
+    def _predict_verified(self, model: Network, photos: NeighbourHead, fold: int, rows: Rows) -> Predictions:
         context, verifier, lesson = self.context, self.verifier, self.lesson(fold)
-        photos = model.head if isinstance(model.head, NeighbourHead) else self._as_neighbours(model, fold)
         label = f"verify {self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
         with context.progress.task(label, len(rows), "photo") as advance:
 
@@ -303,33 +302,40 @@ class _Member:
                 advance(len(queries), "")
                 return refined
 
-            return self.predict(model, fold, rows, keep=keep, refine=refine)
+            return self.predict(model, fold, rows, keep=self.recipe.candidates, refine=refine)
 
     def _as_neighbours(self, model: Network, fold: int) -> NeighbourHead:
-        """The fold's training photos by the embeddings of a model whose head does not keep them."""
-        lesson = self.lesson(fold)
-        embeddings = self._embed(model, lesson.rows)
-        classes, config = len(lesson.counts), HeadConfig(kind="neighbours")
+        """The fold's training photos by a model's embeddings: its own head where that keeps them."""
+        if isinstance(model.head, NeighbourHead):
+            return model.head
+        embeddings, targets = self._examples(model, fold)
+        classes, config = len(self.lesson(fold).counts), HeadConfig(kind="neighbours")
         head = NeighbourHead(embeddings.shape[1], classes, len(embeddings), config).to(embeddings.device)
-        head.fill(embeddings, torch.from_numpy(lesson.targets).to(embeddings.device))
+        head.fill(embeddings, targets)
         return head
 
-    def score_fold(self, fold: int, part: Part) -> None:
-        """Write a fold model's candidates and features for its held-out fold, or for the test set."""
-        if self.is_scored(fold, part):
+    def score_fold(self, fold: int, parts: Sequence[Part]) -> None:
+        """Write a fold model's candidates and features for its held-out fold, the test set, or both."""
+        missing = [part for part in parts if not self.is_scored(fold, part)]
+        if not missing:
             return
-        context = self.context
-        rows = context.photos.rows_of(part, fold)
-        inputs = self._score_inputs(fold, rows)
         model = self.load(fold)
-        began = time.monotonic()
-        score = self.predict if self.recipe.local is None else self._predict_verified
-        found = score(model, fold, rows, keep=self.recipe.candidates)
+        if self.recipe.local is None:
+            score = partial(self.predict, model, fold, keep=self.recipe.candidates)
+        else:
+            score = partial(self._predict_verified, model, self._as_neighbours(model, fold), fold)
+        for part in missing:
+            self._score_part(score, fold, part)
+
+    def _score_part(self, score: Callable[[Rows], Predictions], fold: int, part: Part) -> None:
+        photos, began = self.context.photos, time.monotonic()
+        rows = photos.rows_of(part, fold)
+        found = score(rows)
         facts = {"seconds": round(time.monotonic() - began, 2), "queries": len(rows)}
-        features = feature_table(found, member=self.recipe.name, queries=context.photos.ids[rows].tolist())
+        features = feature_table(found, member=self.recipe.name, queries=photos.ids[rows].tolist())
         tables, schemas = (self.tabulate(found, fold, rows), features), (CANDIDATES, QUERY_FEATURES)
         for name, table, schema in zip(self._scores_of(fold, part), tables, schemas, strict=True):
-            context.run.save_table(name, table, schema, inputs, facts)
+            self.context.run.save_table(name, table, schema, self._score_inputs(fold, rows), facts)
 
     def load(self, fold: int) -> Network:
         """A fold's trained model, in evaluation mode.
@@ -349,7 +355,7 @@ class _Member:
     def is_finished(self, fold: int) -> bool:
         """Whether a fold's model is trained as the recipe says, and has scored everything."""
         trained = self.context.run.is_fresh(self.weights_of(fold), self.inputs(fold))
-        return trained and self.is_scored(fold, "oof") and self.is_scored(fold, "test")
+        return trained and all(self.is_scored(fold, part) for part in PARTS)
 
     def is_scored(self, fold: int, part: Part) -> bool:
         """Whether the trained model's scores are there and its own, or nothing is asked of it."""

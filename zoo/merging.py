@@ -7,7 +7,7 @@ import pandas as pd
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import mean_candidates, mean_features
 from zoo.context import Context
-from zoo.photo_set import known_landmarks
+from zoo.photo_set import PARTS, known_landmarks
 from zoo.recipe import Recipe
 
 TRAIN_ZOO = "engine train-zoo"
@@ -18,7 +18,7 @@ def merge_folds(context: Context, recipe: Recipe) -> None:
     """Write `scores/<member>.*`: out of fold every fold's rows, for the test set the mean over the fold models."""
     run, folds = context.run, range(context.photos.fold_count)
     knows = pd.Series([name for fold in folds for name in known_landmarks(context.photos, recipe, fold)]).value_counts()
-    for part in ("oof", "test"):
+    for part in PARTS:
         for ending, schema in (("parquet", CANDIDATES), ("queries.parquet", QUERY_FEATURES)):
             parts = [f"zoo/{recipe.name}/fold{fold}/{part}.{ending}" for fold in folds]
             parts = [name for name in parts if run.find(name) is not None]

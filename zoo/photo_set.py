@@ -17,6 +17,7 @@ from zoo.recipe import Recipe
 from zoo.sources import Rows
 
 Part = Literal["oof", "test"]
+PARTS: tuple[Part, ...] = ("oof", "test")
 NOT_IN_FOLDS = -1  # the fold of a test photo
 LEFT_OUT = -2  # the fold of a photo that no model is taught and none is asked
 
