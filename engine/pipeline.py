@@ -50,10 +50,9 @@ from engine.core.errors import (
 from engine.core.folds import TEST_FOLD, class_sizes, fold_notes, make_folds, oof_truth
 from engine.core.interrupt import StopRequest, graceful_stop
 from engine.core.progress import Progress
-from engine.core.runs import Run
+from engine.core.runs import TRAIN_ZOO, Run
 from engine.core.storage import atomic_path, read_json, write_json, write_text
 from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, QUERY_FEATURES, TableSchema
-from zoo.logs import check_logs
 
 if TYPE_CHECKING:
     from stacking.evaluate import Kind
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
 CONFIG = "config.toml"
 DEFAULT_CONFIG = "cpu"
 SPLITS = ("train", "nonlandmark", "test")
-TRAIN_ZOO = "engine train-zoo"
 STACK = "engine stack --oof"
 STACK_VERSION = 2  # of what the stack writes; raised when a change of code changes results
 STACKER = "stack/stacker.json"
@@ -125,6 +123,8 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
     with run.locked():
         config = resolve_config(run, request)
         recipes = _chosen(member_recipes(config), request.members)  # before any photo is read: typing errors are cheap
+        from zoo.logs import check_logs
+
         check_logs(config.logs)
         _check_folds(request.folds, config.folds.count)
         data = find_data(run, request.data)
@@ -278,6 +278,8 @@ def few_shot(request: RunRequest, shots: Sequence[int], progress: Progress) -> l
         config = resolve_config(run, request)
         recipes = _chosen(member_recipes(config), request.members)
         _check_folds(request.folds, config.folds.count)
+        from zoo.logs import check_logs
+
         check_logs(config.logs)
         if not shots or min(shots) < 1:
             raise ConfigError("--shots: a landmark needs photos to be learned from", hint="for example --shots 1,2,5")

@@ -28,22 +28,16 @@ from torch import nn
 from engine.core.config import flatten
 from engine.core.errors import ChangedSettingsError
 from engine.core.gap import score_answers
+from engine.core.runs import TRAIN_ZOO
 from engine.core.storage import sha256_json, write_bytes
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
-from zoo.candidates import (
-    Predictions,
-    Refine,
-    candidate_table,
-    embed,
-    feature_table,
-    predict,
-)
+from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_table, predict
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
 from zoo.embedding import embed_photos
 from zoo.listing import BYTES_PER_PARAMETER
 from zoo.logs import Logs
-from zoo.merging import TRAIN_ZOO, merge_folds
+from zoo.merging import merge_folds
 from zoo.network import Network, build_head, build_network, train_mode, trains_faster_mixed
 from zoo.photo_heads import NEIGHBOURS_VERSION, NeighbourHead, PhotoHead
 from zoo.photo_set import PARTS, Part, lesson_of
@@ -89,14 +83,21 @@ def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
     return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
 
 
-def score_in_views(context: Context, recipe: Recipe, fold: int, views: Sequence[str]) -> pd.DataFrame:
-    """A trained model's best candidate for each of its held-out photos, in other views, not verified."""
-    model = _Member(context, recipe).load(fold)
-    seen = _Member(
-        context, recipe.model_copy(update={"input": recipe.input.model_copy(update={"views": tuple(views)})})
-    )
-    rows = context.photos.rows_of("oof", fold)
-    return seen.tabulate(seen.predict(model, fold, rows, keep=1), fold, rows)
+def score_in_views(context: Context, recipe: Recipe, views: Sequence[str]) -> Callable[[int], pd.DataFrame]:
+    """From a fold to its trained model's best candidate for each held-out photo, in other views, not verified."""
+    given = recipe.input.model_copy(update={"views": tuple(views)})
+    trained, seen = _Member(context, recipe), _Member(context, recipe.model_copy(update={"input": given}))
+
+    def score(fold: int) -> pd.DataFrame:
+        rows = context.photos.rows_of("oof", fold)
+        return seen.tabulate(seen.predict(trained.load(fold), fold, rows, keep=1), fold, rows)
+
+    return score
+
+
+def weights_of(recipe: Recipe, fold: int) -> str:
+    """The name of a fold's weights in the run."""
+    return f"zoo/{recipe.name}/fold{fold}/weights.safetensors"
 
 
 def answers_of(candidates: pd.DataFrame) -> pd.DataFrame:
@@ -114,23 +115,10 @@ class _Member:
         self.folder = f"zoo/{recipe.name}"
 
     @cached_property
-    def photo_source(self) -> PhotoSource:
-        context, given = self.context, self.recipe.input
-        photos = Photos(
-            context.photos.paths,
-            size=given.size,
-            fit=given.fit,
-            max_pixels=context.max_pixels,
-            share=context.workers > 0,
-        )
-        device = context.accelerator.device
-        return PhotoSource(photos, self.recipe.augment, given.views, context.seed, device, context.workers)
-
-    @cached_property
     def source(self) -> Source:
         """Photos, or for a frozen backbone their embeddings."""
         if not self.recipe.backbone.frozen:
-            return self.photo_source
+            return _photo_source(self.context, self.recipe, keep=True, share=self.context.workers > 0)
         return EmbeddingSource(self.embeddings, self.context.seed, self._device)
 
     @cached_property
@@ -142,10 +130,6 @@ class _Member:
     def _device(self) -> torch.device:
         device: torch.device = self.context.accelerator.device
         return device
-
-    def weights_of(self, fold: int) -> str:
-        """The name of a fold's weights in the run."""
-        return f"{self.folder}/fold{fold}/weights.safetensors"
 
     def inputs(self, fold: int) -> dict[str, Any]:
         """What a fold's weights are made from."""
@@ -164,7 +148,7 @@ class _Member:
 
     def train_fold(self, fold: int) -> None:
         """Train the model that never sees one fold."""
-        context, name = self.context, self.weights_of(fold)
+        context, name = self.context, weights_of(self.recipe, fold)
         inputs = self.inputs(fold)
         if context.run.is_fresh(name, inputs):
             return
@@ -344,7 +328,7 @@ class _Member:
             ArtifactError: when it is not there or damaged.
         """
         model = self._new_model(fold, pretrained=False)
-        model.load_state_dict(load_file(self.context.run.verified(self.weights_of(fold), made_by=TRAIN_ZOO)))
+        model.load_state_dict(load_file(self.context.run.verified(weights_of(self.recipe, fold), made_by=TRAIN_ZOO)))
         return model.eval()
 
     def tabulate(self, found: Predictions, fold: int, rows: Rows) -> pd.DataFrame:
@@ -354,7 +338,7 @@ class _Member:
 
     def is_finished(self, fold: int) -> bool:
         """Whether a fold's model is trained as the recipe says, and has scored everything."""
-        trained = self.context.run.is_fresh(self.weights_of(fold), self.inputs(fold))
+        trained = self.context.run.is_fresh(weights_of(self.recipe, fold), self.inputs(fold))
         return trained and all(self.is_scored(fold, part) for part in PARTS)
 
     def is_scored(self, fold: int, part: Part) -> bool:
@@ -369,7 +353,7 @@ class _Member:
         photos, local = self.context.photos, self.recipe.local
         verified = flatten(local, "local") | {"seed": self.context.seed, "verification": VERIFICATION} if local else {}
         return verified | {
-            "weights": self.context.run.hash_of(self.weights_of(fold), made_by=TRAIN_ZOO),
+            "weights": self.context.run.hash_of(weights_of(self.recipe, fold), made_by=TRAIN_ZOO),
             "candidates": self.recipe.candidates,
             "photos": sha256_json([[photos.ids[row], photos.hashes[row]] for row in rows]),
             "version": VERSION,
@@ -396,10 +380,16 @@ def _without_weights(recipe: Recipe) -> Recipe:
 
 def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
     """The embeddings of every photo by a frozen recipe, float16 [N, V, D]; made now when they are not fresh."""
-    given = recipe.input
-    photos = Photos(context.photos.paths, size=given.size, fit=given.fit, max_pixels=context.max_pixels, keep=False)
-    source = PhotoSource(photos, recipe.augment, given.views, context.seed, context.accelerator.device, context.workers)
     return embed_photos(
-        context.run, recipe, source, context.photos.hashes,
+        context.run, recipe, _photo_source(context, recipe, keep=False), context.photos.hashes,
         accelerator=context.accelerator, progress=context.progress, stop=context.stop,
     )  # fmt: skip
+
+
+def _photo_source(context: Context, recipe: Recipe, *, keep: bool, share: bool = False) -> PhotoSource:
+    """The photos as a recipe sees them; kept once decoded or not, and among decoding processes or not."""
+    given = recipe.input
+    photos = Photos(
+        context.photos.paths, size=given.size, fit=given.fit, max_pixels=context.max_pixels, keep=keep, share=share
+    )
+    return PhotoSource(photos, recipe.augment, given.views, context.seed, context.accelerator.device, context.workers)

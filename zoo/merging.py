@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
+from engine.core.runs import TRAIN_ZOO
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import mean_candidates, mean_features
 from zoo.context import Context
 from zoo.photo_set import PARTS, known_landmarks
 from zoo.recipe import Recipe
 
-TRAIN_ZOO = "engine train-zoo"
 VERSION = 1  # raised when a change of code changes what is merged
 
 

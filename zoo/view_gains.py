@@ -5,8 +5,10 @@ Nothing is trained. Local verification, which comes after the views, is left out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +23,10 @@ from engine.core.gap import (
     prevalence_weights,
     score_queries,
 )
+from engine.core.runs import TRAIN_ZOO
 from engine.core.tables import CANDIDATES
 from zoo.context import Context
-from zoo.members import answers_of, score_in_views
-from zoo.merging import TRAIN_ZOO
+from zoo.members import answers_of, score_in_views, weights_of
 from zoo.recipe import Recipe
 from zoo.views import expand_views
 
@@ -107,25 +109,29 @@ def _compare(ours: ScoredQueries, theirs: ScoredQueries, config: ValidationConfi
 
 def _answers(context: Context, recipe: Recipe, views: str) -> pd.DataFrame:
     """A member's best candidate for every query out of fold."""
-    tables = []
+    run, tables = context.run, []
+
+    @cache  # made when the first fold is missing
+    def score() -> Callable[[int], pd.DataFrame]:
+        return score_in_views(context, recipe, AUGMENTATIONS[views])
+
     with context.progress.task(f"{recipe.name}, {views}", context.photos.fold_count, "fold") as advance:
         for fold in range(context.photos.fold_count):
-            tables.append(_score_fold(context, recipe, fold, views))
+            name = f"views/{recipe.name}/{views}/fold{fold}.parquet"
+            inputs = _made_from(context, recipe, fold, views)
+            if not run.is_fresh(name, inputs):
+                run.save_table(name, score()(fold), CANDIDATES, inputs)
+                if context.stop.requested:
+                    raise KeyboardInterrupt
+            tables.append(run.load_table(name, CANDIDATES, made_by="engine leaderboard --tta"))
             advance(1, "")
     return answers_of(pd.concat(tables))
 
 
-def _score_fold(context: Context, recipe: Recipe, fold: int, views: str) -> pd.DataFrame:
-    run, name = context.run, f"views/{recipe.name}/{views}/fold{fold}.parquet"
-    weights = f"zoo/{recipe.name}/fold{fold}/weights.safetensors"
-    inputs = {
-        "weights": run.hash_of(weights, made_by=TRAIN_ZOO),
+def _made_from(context: Context, recipe: Recipe, fold: int, views: str) -> dict[str, Any]:
+    return {
+        "weights": context.run.hash_of(weights_of(recipe, fold), made_by=TRAIN_ZOO),
         "photos": context.photos.training_digest,
         "views": list(expand_views(AUGMENTATIONS[views])),
         "version": VERSION,
     }
-    if not run.is_fresh(name, inputs):
-        run.save_table(name, score_in_views(context, recipe, fold, AUGMENTATIONS[views]), CANDIDATES, inputs)
-        if context.stop.requested:
-            raise KeyboardInterrupt
-    return run.load_table(name, CANDIDATES, made_by="engine leaderboard --tta")

@@ -23,6 +23,7 @@ from engine.core.tables import TableSchema, read_table, write_table
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+TRAIN_ZOO = "engine train-zoo"  # the command that makes what most others read
 Inputs = Mapping[str, Any]  # dotted key -> JSON value
 
 
