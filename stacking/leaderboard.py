@@ -7,12 +7,13 @@ touches the disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
@@ -97,16 +98,18 @@ def score_by_size(entries: Sequence[Entry], queries: pd.DataFrame, config: Valid
     Args:
         entries: as for `rank_entries`.
         queries: likewise, with width and height in pixels.
-        config: prevalence.
+        config: prevalence, of all queries together: one band may show no landmark, or nothing else.
     """
+    aligned = {entry.name: _align(entry, queries, config) for entry in entries}
     place = np.searchsorted(SIZE_BOUNDS, queries[["width", "height"]].min(axis="columns"), side="right")
+    shown = queries["landmark_id"].notna().to_numpy()
     bands = []
     for band, name in enumerate(_band_names()):
-        inside = queries[place == band]
-        if len(inside):
-            scored = {entry.name: _score_part(entry, inside, config) for entry in entries}
-            shown = int(inside["landmark_id"].notna().sum())
-            bands.append(SizeBand(shorter_side=name, queries=len(inside), landmarks=shown, gaps=scored))
+        inside = place == band
+        if inside.any():
+            gaps = {entry: _score_part(scored, inside) for entry, scored in aligned.items()}
+            counts = int(inside.sum()), int((inside & shown).sum())
+            bands.append(SizeBand(shorter_side=name, queries=counts[0], landmarks=counts[1], gaps=gaps))
     return bands
 
 
@@ -115,11 +118,9 @@ def _band_names() -> list[str]:
     return [f"under {SIZE_BOUNDS[0]} px", *between, f"{SIZE_BOUNDS[-1]} px or more"]
 
 
-def _score_part(entry: Entry, queries: pd.DataFrame, config: ValidationConfig) -> float | None:
-    if queries["landmark_id"].isna().all():
-        return None
-    answers = entry.answers[entry.answers["id"].isin(queries["id"])]
-    return score_queries(_align(Entry(entry.name, entry.kind, answers, entry.fit_seconds), queries, config))
+def _score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | None:
+    part = ScoredQueries(**{each.name: getattr(queries, each.name)[inside] for each in fields(queries)})
+    return score_queries(part) if part.has_landmark.any() else None
 
 
 def compare_stack(

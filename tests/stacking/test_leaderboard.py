@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
-from engine.core.gap import score_answers
+from engine.core.gap import prevalence_weights, score_answers
 from stacking.evaluate import Entry
 from stacking.leaderboard import compare_stack, rank_entries, score_by_size
 
@@ -106,3 +106,14 @@ def test_a_band_without_a_landmark_has_no_gap(validation_config):
     sides = np.where(QUERIES["landmark_id"].isna(), 20, 200)
     bands = score_by_size(ENTRIES, QUERIES.assign(width=sides, height=sides), validation_config)
     assert [set(band["gaps"].values()) == {None} for band in bands] == [True, False]
+
+
+def test_the_bands_share_the_weights_of_all_queries():
+    sides = np.where(QUERIES["landmark_id"].isna() | (QUERIES.index % 2 == 0), 20, 200)  # the large all show a landmark
+    sized, config = QUERIES.assign(width=sides, height=sides), ValidationConfig(prevalence=0.3)
+    weights = prevalence_weights(QUERIES["landmark_id"].notna().to_numpy(), 0.3)
+    for band, inside in zip(score_by_size(ENTRIES, sized, config), [sides == 20, sides == 200], strict=True):
+        for each in ENTRIES:
+            answers = each.answers[inside]
+            expected = score_answers(answers, QUERIES[inside], weights=weights[inside])
+            assert band["gaps"][each.name] == pytest.approx(expected, abs=1e-12)
