@@ -116,9 +116,8 @@ class TrainConfig(Section):
     mixup: float | None = Field(None, gt=0)
     cutmix: float | None = Field(None, gt=0)
     auxiliary: str | None = None  # a layer of the backbone that one more classifier learns from while it is trained
-    first_size: int | None = Field(
-        None, ge=16
-    )  # pixels of the input until the last epochs; None: input.size throughout
+    # pixels of the input until the last epochs; None: input.size throughout
+    first_size: int | None = Field(None, ge=16)
     last_epochs: float = Field(2.0, gt=0)  # at input.size, after epochs at first_size
     freeze_stages: int = Field(0, ge=0)  # leading stages of the backbone that stay as they are; the stem is the first
     # Batch norms folded into their convolutions: a step costs a third less, and small batches cannot disturb the
