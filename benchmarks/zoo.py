@@ -3,7 +3,7 @@
     python benchmarks/zoo.py [DATA [RUN]]
 
 DATA is a folder with train.csv, test.csv and photos (default: ../shared/data/landmarks-mini). RUN is made or gone on
-with (default: runs/zoo), so what is finished is not done again. Takes about three hours on two cores.
+with (default: runs/zoo), so what is finished is not done again. The trainings alone take two hours on two cores.
 """
 
 from __future__ import annotations
