@@ -67,7 +67,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
         EngineError: when training fails.
         KeyboardInterrupt: when asked to stop; what is finished is kept.
     """
-    member = _Member(context, recipe)
+    member = Member(context, recipe)
     for fold in folds or range(context.photos.fold_count):
         member.train_fold(fold)
         member.score_fold(fold, PARTS)
@@ -77,7 +77,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
 
 def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
     """Train one fold's model and return its candidates for the held-out photos; the test set is left alone."""
-    member = _Member(context, recipe)
+    member = Member(context, recipe)
     member.train_fold(fold)
     member.score_fold(fold, ["oof"])
     return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
@@ -86,7 +86,7 @@ def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
 def score_in_views(context: Context, recipe: Recipe, views: Sequence[str]) -> Callable[[int], pd.DataFrame]:
     """From a fold to its trained model's best candidate for each held-out photo, in other views, not verified."""
     given = recipe.input.model_copy(update={"views": tuple(views)})
-    trained, seen = _Member(context, recipe), _Member(context, recipe.model_copy(update={"input": given}))
+    trained, seen = Member(context, recipe), Member(context, recipe.model_copy(update={"input": given}))
 
     def score(fold: int) -> pd.DataFrame:
         rows = context.photos.rows_of("oof", fold)
@@ -106,7 +106,7 @@ def answers_of(candidates: pd.DataFrame) -> pd.DataFrame:
     return best.rename(columns={"query": "id", "score": "confidence"})[["id", "landmark_id", "confidence"]]
 
 
-class _Member:
+class Member:
     """A recipe in a context; photos and embeddings are made ready when first needed."""
 
     def __init__(self, context: Context, recipe: Recipe) -> None:
@@ -370,7 +370,7 @@ def _train_share(
 ) -> None:
     """What each of several processes does for a fold."""
     context = make_context(worker.accelerator, worker.progress, worker.stop)
-    _Member(context, recipe).train(fold, inputs)
+    Member(context, recipe).train(fold, inputs)
 
 
 def _without_weights(recipe: Recipe) -> Recipe:
