@@ -85,6 +85,10 @@ def train_zoo(
         bool, typer.Option("--fail-fast/--keep-going", help="End at the first member that fails, or train the others.")
     ] = False,
     force_new: ForceOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: measure a few steps, print what is left and its time.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on stdout.")] = False,
 ) -> None:
     """Train every member of the zoo and the gate, fold by fold; what is finished is not done again."""
     from engine import pipeline
@@ -95,6 +99,12 @@ def train_zoo(
         run, data, config, settings, device,
         force_new=force_new, members=members, folds=folds, fail_fast=fail_fast,
     )  # fmt: skip
+    if dry_run:
+        from engine.show import show_plans
+
+        show_plans(pipeline.plan_zoo(request, progress), as_json=as_json)
+        progress.say("nothing was trained; the same command without --dry-run trains")
+        return
     pipeline.train_zoo(request, progress)
     if request.is_partial:
         progress.say(_next("train-zoo", "--run", run) + ", for the other members and folds, and the gate")

@@ -10,6 +10,8 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copy2
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +52,7 @@ from engine.core.errors import (
 from engine.core.folds import TEST_FOLD, class_sizes, fold_notes, make_folds, oof_truth
 from engine.core.interrupt import StopRequest, graceful_stop
 from engine.core.progress import Progress
-from engine.core.runs import TRAIN_ZOO, Run
+from engine.core.runs import MANIFEST, TRAIN_ZOO, Run
 from engine.core.storage import atomic_path, read_json, write_json, write_text
 from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, QUERY_FEATURES, TableSchema
 
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from zoo.few_shot import FewShotRow
     from zoo.listing import RecipeFacts
     from zoo.photo_set import Part, PhotoSet
+    from zoo.plan import Plan
     from zoo.recipe import Recipe
     from zoo.view_gains import ViewGain
 
@@ -121,24 +124,54 @@ def train_zoo(request: RunRequest, progress: Progress) -> Run:
     """
     run = Run(request.run, create=True)
     with run.locked():
-        config = resolve_config(run, request)
-        recipes = _chosen(member_recipes(config), request.members)  # before any photo is read: typing errors are cheap
-        from zoo.logs import check_logs
-
-        check_logs(config.logs)
-        _check_folds(request.folds, config.folds.count)
-        data = find_data(run, request.data)
+        config, recipes, data = _settle(run, request)
         save_config(run, config)
-        catalog = make_catalog(run, config, data, progress)
-        folds = make_fold_table(run, config, catalog, progress)
-        from zoo.photo_set import PhotoSet  # brings torch: no mistake above has to wait for it
-
-        photos = PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
+        photos = _make_photo_set(run, config, data, progress)
         with graceful_stop() as stop:
             _train_members(run, config, recipes, photos, progress, stop, request)
             if stop.requested:  # after the last step of a training
                 raise KeyboardInterrupt
     return run
+
+
+def plan_zoo(request: RunRequest, progress: Progress) -> list[Plan]:
+    """What `train_zoo` would take, by a few steps of each member; nothing is written to the run.
+
+    Raises:
+        EngineError: of the kind that says what went wrong.
+        KeyboardInterrupt: when asked to stop.
+    """
+    with TemporaryDirectory() as folder, graceful_stop() as stop:
+        kept = [request.run / name for name in (MANIFEST, "catalog.parquet", "folds.parquet")]
+        for path in kept:
+            if path.exists():
+                copy2(path, folder)
+        scratch = Run(Path(folder), create=True)
+        run = Run(request.run) if kept[0].exists() else scratch
+        config, recipes, data = _settle(run, request)
+        photos = _make_photo_set(scratch, config, data, progress)
+        from zoo.plan import plan_members
+
+        return plan_members(_make_context(run, config, photos, progress, stop), recipes, request.folds)
+
+
+def _settle(run: Run, request: RunRequest) -> tuple[EngineConfig, list[Recipe], Path]:
+    """Configuration, members and data, before any photo is read: typing errors are cheap."""
+    config = resolve_config(run, request)
+    recipes = _chosen(member_recipes(config), request.members)
+    from zoo.logs import check_logs
+
+    check_logs(config.logs)
+    _check_folds(request.folds, config.folds.count)
+    return config, recipes, find_data(run, request.data)
+
+
+def _make_photo_set(run: Run, config: EngineConfig, data: Path, progress: Progress) -> PhotoSet:
+    catalog = make_catalog(run, config, data, progress)
+    folds = make_fold_table(run, config, catalog, progress)
+    from zoo.photo_set import PhotoSet  # brings torch: no mistake before has to wait for it
+
+    return PhotoSet.from_tables(usable(catalog, *SPLITS), folds, data)
 
 
 def _chosen(recipes: list[Recipe], members: Sequence[str]) -> list[Recipe]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from submissions.submission import CheckReport
     from zoo.few_shot import FewShotRow
     from zoo.listing import RecipeFacts
+    from zoo.plan import Plan
     from zoo.view_gains import ViewGain
 
 
@@ -77,6 +78,29 @@ def show_few_shot(rows: Sequence[FewShotRow], *, as_json: bool) -> None:
     ]
     title = f"Right answers for {rows[0].landmarks} landmarks cut down to a few training photos"
     print_table(title, ("member", "photos seen", "right", "interval", "photos asked"), cells)
+
+
+def show_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
+    """What is left to do for each member."""
+    if as_json:
+        print_json([asdict(plan) | {"seconds": plan.seconds} for plan in plans])
+        return
+    rows = [
+        (plan.member, f"{plan.parameters:,}", f"{plan.memory_bytes / 2**20:,.0f}",
+         "" if plan.images_per_second is None else f"{plan.images_per_second:,.0f}", *_time_cells(plan))
+        for plan in plans
+    ]  # fmt: skip
+    rows.append(("total", "", "", "", "", "", "", f"{sum(plan.seconds for plan in plans):,.0f}"))
+    columns = ("member", "parameters", "MiB", "images/s", "preparing", "training", "scoring", "seconds")
+    print_table("What is left to do, in seconds", columns, rows)
+
+
+def _time_cells(plan: Plan) -> tuple[str, str, str, str]:
+    if plan.finished or not plan.fits:
+        return ("", "", "", "finished" if plan.finished else "does not fit into memory")
+    parts = (plan.preparing_seconds, plan.training_seconds, plan.scoring_seconds, plan.seconds)
+    first, second, third, whole = (f"{seconds:,.0f}" for seconds in parts)
+    return (first, second, third, whole)
 
 
 def show_batch(drawn: Mapping[str, Any], *, as_json: bool) -> None:

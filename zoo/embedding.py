@@ -66,29 +66,35 @@ def embed_photos(
     Raises:
         KeyboardInterrupt: when asked to stop; finished shards are kept.
     """
-    key, made_from = embedding_key(recipe), _made_from(recipe) | {"version": VERSION}
 
     @cache  # made when the first shard is missing
     def embedder() -> Embedder:
-        return _frozen_embedder(recipe, accelerator.device)
+        return frozen_embedder(recipe, accelerator.device)
 
     def embed(part: slice, advance: Advance) -> NDArray[np.float16]:
-        return _embed_rows(embedder(), source, np.arange(part.start, part.stop), accelerator, advance)
+        return embed_rows(embedder(), source, np.arange(part.start, part.stop), accelerator, advance)
 
-    series = Series(f"embeddings/{key}", "embeddings", f"embed {key}", SHARD, made_from)
-    return np.concatenate(make_shards(run, series, hashes, embed, progress=progress, stop=stop))
+    return np.concatenate(make_shards(run, embedding_series(recipe), hashes, embed, progress=progress, stop=stop))
 
 
-def _frozen_embedder(recipe: Recipe, device: torch.device) -> Embedder:
+def embedding_series(recipe: Recipe) -> Series:
+    """The shards of a recipe's embeddings."""
+    key = embedding_key(recipe)
+    return Series(f"embeddings/{key}", "embeddings", f"embed {key}", SHARD, _made_from(recipe) | {"version": VERSION})
+
+
+def frozen_embedder(recipe: Recipe, device: torch.device) -> Embedder:
+    """The backbone of a frozen member, as fast as it can be."""
     torch.manual_seed(0)  # of random weights: every process that adds a shard must draw the same ones
     embedder = build_embedder(recipe, fold=True).eval().requires_grad_(requires_grad=False)
     return embedder.to(memory_format=torch.channels_last).to(device)
 
 
 @torch.inference_mode()
-def _embed_rows(
+def embed_rows(
     embedder: Embedder, source: PhotoSource, rows: NDArray[np.int64], accelerator: Accelerator, advance: Advance
 ) -> NDArray[np.float16]:
+    """Embeddings of some photos in every view, float16 [n, V, D]."""
     parts = []
     for views in source.view_batches(rows, batch_size=BATCH):
         with accelerator.autocast():

@@ -67,7 +67,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
         EngineError: when training fails.
         KeyboardInterrupt: when asked to stop; what is finished is kept.
     """
-    member = _Member(context, recipe)
+    member = Member(context, recipe)
     for fold in folds or range(context.photos.fold_count):
         member.train_fold(fold)
         member.score_fold(fold, PARTS)
@@ -77,7 +77,7 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
 
 def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
     """Train one fold's model and return its candidates for the held-out photos; the test set is left alone."""
-    member = _Member(context, recipe)
+    member = Member(context, recipe)
     member.train_fold(fold)
     member.score_fold(fold, ["oof"])
     return read_table(context.run.path(f"zoo/{recipe.name}/fold{fold}/oof.parquet"), CANDIDATES)
@@ -86,7 +86,7 @@ def run_fold(context: Context, recipe: Recipe, fold: int) -> pd.DataFrame:
 def score_in_views(context: Context, recipe: Recipe, views: Sequence[str]) -> Callable[[int], pd.DataFrame]:
     """From a fold to its trained model's best candidate for each held-out photo, in other views, not verified."""
     given = recipe.input.model_copy(update={"views": tuple(views)})
-    trained, seen = _Member(context, recipe), _Member(context, recipe.model_copy(update={"input": given}))
+    trained, seen = Member(context, recipe), Member(context, recipe.model_copy(update={"input": given}))
 
     def score(fold: int) -> pd.DataFrame:
         rows = context.photos.rows_of("oof", fold)
@@ -106,7 +106,7 @@ def answers_of(candidates: pd.DataFrame) -> pd.DataFrame:
     return best.rename(columns={"query": "id", "score": "confidence"})[["id", "landmark_id", "confidence"]]
 
 
-class _Member:
+class Member:
     """A recipe in a context; photos and embeddings are made ready when first needed."""
 
     def __init__(self, context: Context, recipe: Recipe) -> None:
@@ -118,8 +118,8 @@ class _Member:
     def source(self) -> Source:
         """Photos, or for a frozen backbone their embeddings."""
         if not self.recipe.backbone.frozen:
-            return _photo_source(self.context, self.recipe, keep=True, share=self.context.workers > 0)
-        return EmbeddingSource(self.embeddings, self.context.seed, self._device)
+            return photo_source(self.context, self.recipe, keep=True, share=self.context.workers > 0)
+        return EmbeddingSource(self.embeddings, self.context.seed, self.device)
 
     @cached_property
     def embeddings(self) -> NDArray[np.float16]:
@@ -127,7 +127,8 @@ class _Member:
         return embeddings_of(self.context, self.recipe)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where everything is computed."""
         device: torch.device = self.context.accelerator.device
         return device
 
@@ -187,12 +188,12 @@ class _Member:
         torch.manual_seed(context.seed * 1000 + fold)  # of the head's first weights
         folder = context.run.path(f"{self.folder}/fold{fold}")
         label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
-        model = self._new_model(fold)
-        mixed = not self.recipe.backbone.frozen and trains_faster_mixed(model, context.accelerator.device)
+        model = self.new_model(fold)
         logs = Logs(context.logs, context.run.path(f"logs/{self.recipe.name}/fold{fold}"), label)
         session = Session(
-            folder, context.accelerator, mixed, context.progress, context.stop, label, context.force_new, logs
-        )
+            folder, context.accelerator, self.trains_mixed(model), context.progress, context.stop, label,
+            context.force_new, logs,
+        )  # fmt: skip
         lesson = self.lesson(fold)
         data = TrainingSet(
             self.source, lesson.rows, lesson.targets, lambda trained: self._validation_gap(trained, fold)
@@ -206,16 +207,21 @@ class _Member:
             )  # fmt: skip
         return self._fill(model, fold)
 
-    def _new_model(self, fold: int, *, pretrained: bool = True) -> Network:
+    def new_model(self, fold: int, *, pretrained: bool = True) -> Network:
+        """A fold's model before training, on the device."""
         lesson = self.lesson(fold)
         counts, none_class = torch.from_numpy(lesson.counts), lesson.none_class
         if self.recipe.backbone.frozen:
             width = self.embeddings.shape[-1]
             head = build_head(self.recipe.head, width, counts, none_class=none_class)
-            return Network(nn.Identity(), head).to(self._device)
+            return Network(nn.Identity(), head).to(self.device)
         recipe = self.recipe if pretrained else _without_weights(self.recipe)
         network = build_network(recipe, counts, none_class=none_class)
-        return network.to(memory_format=torch.channels_last).to(self._device)
+        return network.to(memory_format=torch.channels_last).to(self.device)
+
+    def trains_mixed(self, model: Network) -> bool:
+        """Whether a training step is made in the accelerator's precision."""
+        return not self.recipe.backbone.frozen and trains_faster_mixed(model, self.device)
 
     def _warn_of_memory(self, model: nn.Module) -> None:
         needed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
@@ -234,11 +240,12 @@ class _Member:
     def _examples(self, model: Network, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The fold's training photos as a model embeds them, [N, D], and their classes, [N]."""
         lesson, accelerator = self.lesson(fold), self.context.accelerator
-        embeddings = embed(model, self.source, lesson.rows, accelerator=accelerator, mixed=self._scores_mixed)
+        embeddings = embed(model, self.source, lesson.rows, accelerator=accelerator, mixed=self.scores_mixed)
         return embeddings, torch.from_numpy(lesson.targets).to(embeddings.device)
 
     @property
-    def _scores_mixed(self) -> bool:
+    def scores_mixed(self) -> bool:
+        """Whether predictions are made in the accelerator's precision."""
         return not self.recipe.backbone.frozen
 
     def _validation_gap(self, model: Network, fold: int) -> float:
@@ -260,19 +267,23 @@ class _Member:
         return predict(
             model, self.source, rows,
             landmarks=len(self.lesson(fold).landmarks), keep=keep,
-            accelerator=self.context.accelerator, mixed=self._scores_mixed, refine=refine,
+            accelerator=self.context.accelerator, mixed=self.scores_mixed, refine=refine,
         )  # fmt: skip
+
+    @property
+    def verifying_device(self) -> torch.device:
+        """Where local features are found and compared: other devices than these two lack float64."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     @cached_property
     def verifier(self) -> Verifier:
         """Of the recipe's local features, for all folds."""
-        context, config = self.context, self.recipe.local or LocalConfig()
-        cpu_or_cuda = self._device if self._device.type == "cuda" else torch.device("cpu")  # others lack float64
+        context, config, device = self.context, self.recipe.local or LocalConfig(), self.verifying_device
         store = describe_photos(
             context.run, config, context.photos.paths, context.photos.hashes,
-            max_pixels=context.max_pixels, device=cpu_or_cuda, progress=context.progress, stop=context.stop,
+            max_pixels=context.max_pixels, device=device, progress=context.progress, stop=context.stop,
         )  # fmt: skip
-        return Verifier(store, config, context.seed, cpu_or_cuda)
+        return Verifier(store, config, context.seed, device)
 
     def _predict_verified(self, model: Network, photos: NeighbourHead, fold: int, rows: Rows) -> Predictions:
         context, verifier, lesson = self.context, self.verifier, self.lesson(fold)
@@ -327,7 +338,7 @@ class _Member:
         Raises:
             ArtifactError: when it is not there or damaged.
         """
-        model = self._new_model(fold, pretrained=False)
+        model = self.new_model(fold, pretrained=False)
         model.load_state_dict(load_file(self.context.run.verified(weights_of(self.recipe, fold), made_by=TRAIN_ZOO)))
         return model.eval()
 
@@ -370,7 +381,7 @@ def _train_share(
 ) -> None:
     """What each of several processes does for a fold."""
     context = make_context(worker.accelerator, worker.progress, worker.stop)
-    _Member(context, recipe).train(fold, inputs)
+    Member(context, recipe).train(fold, inputs)
 
 
 def _without_weights(recipe: Recipe) -> Recipe:
@@ -381,12 +392,12 @@ def _without_weights(recipe: Recipe) -> Recipe:
 def embeddings_of(context: Context, recipe: Recipe) -> NDArray[np.float16]:
     """The embeddings of every photo by a frozen recipe, float16 [N, V, D]; made now when they are not fresh."""
     return embed_photos(
-        context.run, recipe, _photo_source(context, recipe, keep=False), context.photos.hashes,
+        context.run, recipe, photo_source(context, recipe, keep=False), context.photos.hashes,
         accelerator=context.accelerator, progress=context.progress, stop=context.stop,
     )  # fmt: skip
 
 
-def _photo_source(context: Context, recipe: Recipe, *, keep: bool, share: bool = False) -> PhotoSource:
+def photo_source(context: Context, recipe: Recipe, *, keep: bool, share: bool = False) -> PhotoSource:
     """The photos as a recipe sees them; kept once decoded or not, and among decoding processes or not."""
     given = recipe.input
     photos = Photos(

@@ -54,6 +54,11 @@ class Photos(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether a photo is read from its file only once."""
+        return self._kept is not None
+
     def __getitem__(self, index: int) -> Tensor:
         if self._kept is None:
             return self._read(index)

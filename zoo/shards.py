@@ -5,7 +5,7 @@ So an interrupted run goes on at the shard it was at, and everyone who needs the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,7 @@ def make_shards(
     """
     shards = []
     with progress.task(series.label, len(hashes), "photo") as advance:
-        for start in range(0, len(hashes), series.size):
-            part = slice(start, min(start + series.size, len(hashes)))
-            name = f"{series.folder}/{start // series.size:05d}.npy"
-            made_from = {**series.inputs, "photos": sha256_json(list(hashes[part]))}
+        for name, part, made_from in _shards(series, hashes):
             if run.is_fresh(name, made_from):
                 advance(part.stop - part.start, "")
             else:
@@ -79,3 +76,17 @@ def make_shards(
                     raise KeyboardInterrupt
             shards.append(np.load(run.path(name), mmap_mode="r"))
     return shards
+
+
+def count_missing(run: Run, series: Series, hashes: Sequence[str]) -> int:
+    """How many photos `make_shards` would make rows of."""
+    shards = _shards(series, hashes)
+    return sum(part.stop - part.start for name, part, made_from in shards if not run.is_fresh(name, made_from))
+
+
+def _shards(series: Series, hashes: Sequence[str]) -> Iterator[tuple[str, slice, dict[str, Any]]]:
+    """The name, the photos and the inputs of each shard."""
+    for start in range(0, len(hashes), series.size):
+        part = slice(start, min(start + series.size, len(hashes)))
+        made_from = {**series.inputs, "photos": sha256_json(list(hashes[part]))}
+        yield f"{series.folder}/{start // series.size:05d}.npy", part, made_from

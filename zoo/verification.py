@@ -79,19 +79,24 @@ def describe_photos(
     Raises:
         KeyboardInterrupt: when asked to stop; finished shards are kept.
     """
+
+    def make(part: slice, advance: Advance) -> NDArray[np.void]:
+        return extract(paths[part], config, max_pixels, device, advance)
+
+    return LocalStore(make_shards(run, local_series(config), hashes, make, progress=progress, stop=stop), SHARD)
+
+
+def local_series(config: LocalConfig) -> Series:
+    """The shards of the local features that some settings ask for."""
     made_from = {f"local.{name}": value for name, value in flatten(config).items() if name in EXTRACTION}
     key = f"sift-{config.size}-{sha256_json(made_from)[:8]}"
-
-    def describe(part: slice, advance: Advance) -> NDArray[np.void]:
-        return _describe(paths[part], config, max_pixels, device, advance)
-
-    series = Series(f"local/{key}", "local features", f"describe {key}", SHARD, made_from | {"version": VERSION})
-    return LocalStore(make_shards(run, series, hashes, describe, progress=progress, stop=stop), SHARD)
+    return Series(f"local/{key}", "local features", f"describe {key}", SHARD, made_from | {"version": VERSION})
 
 
-def _describe(
+def extract(
     paths: Sequence[Path], config: LocalConfig, max_pixels: int, device: torch.device, advance: Advance
 ) -> NDArray[np.void]:
+    """The local features of some photos, records [n, K]."""
     points = np.zeros((len(paths), config.keypoints), POINT)
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
