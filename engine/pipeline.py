@@ -73,7 +73,7 @@ CONFIG = "config.toml"
 DEFAULT_CONFIG = "cpu"
 SPLITS = ("train", "nonlandmark", "test")
 STACK = "engine stack --oof"
-STACK_VERSION = 3  # of what the stack writes; raised when a change of code changes results
+STACK_VERSION = 4  # of what the stack writes; raised when a change of code changes results
 STACKER = "stack/stacker.json"
 ANSWERS_TEST = "stack/answers.test.parquet"
 LEADERBOARD = "stack/leaderboard.json"
@@ -459,6 +459,7 @@ def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress
     """Nested cross-validation of the members, the baselines and the stack; writes the leaderboard."""
     from stacking.evaluate import enter_baselines, enter_members, enter_stack
     from stacking.leaderboard import compare_stack, rank_entries, score_by_size
+    from stacking.oracles import enter_oracles
 
     settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
     inputs = evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
@@ -480,9 +481,13 @@ def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress
             kind: compare_stack(entries, queries, config.validation, seed=config.seed, against=kind)
             for kind in COMPARED
         }
+        oracles = [stacked, *enter_oracles(rows, stacked.answers, queries)]
+        more = {
+            "sizes": score_by_size(entries, queries, config.validation),
+            "oracles": rank_entries(oracles, queries, config.validation, seed=config.seed),
+        }
         advance(1, "intervals drawn")
-    sizes = score_by_size(entries, queries, config.validation)
-    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs) | {"sizes": sizes})
+    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs) | more)
     run.record(LEADERBOARD, kind="leaderboard", version=STACK_VERSION, inputs=inputs)
 
 
@@ -517,7 +522,7 @@ def _describe_board(
 
 
 def read_leaderboard(run_folder: Path) -> dict[str, Any]:
-    """The leaderboard of a run: title, interval, rows, notes, sizes.
+    """The leaderboard of a run: title, interval, rows, notes, sizes, oracles.
 
     Raises:
         ArtifactError: when there is none yet.

@@ -36,6 +36,20 @@ def show_leaderboard(board: Mapping[str, Any], *, as_json: bool) -> None:
         typer.echo(note)
 
 
+def show_oracles(board: Mapping[str, Any], *, as_json: bool) -> None:
+    """What the stack's GAP would be with one part of it perfect: where the points go."""
+    rows = board["oracles"]
+    if as_json:
+        print_json(rows)
+        return
+    [own] = [row["gap"] for row in rows if row["kind"] == "stack"]
+    cells = [
+        (row["name"], f"{row['gap']:.4f}", f"{row['gap_low']:.4f} .. {row['gap_high']:.4f}", f"{row['gap'] - own:+.4f}")
+        for row in rows
+    ]
+    print_table("GAP with one part perfect", ("name", "GAP", board["interval"], "over the stack"), cells)
+
+
 def show_sizes(board: Mapping[str, Any], *, as_json: bool) -> None:
     """The GAP of the same entries among photos of similar size."""
     bands = board["sizes"]

@@ -22,7 +22,7 @@ from stacking.baselines import choose_rules, fit_logistic
 from stacking.features import mark_right
 from stacking.stacker import Stacker, fit_stacker
 
-Kind = Literal["member", "baseline", "stack"]
+Kind = Literal["member", "baseline", "stack", "oracle"]
 Predict = Callable[[pd.DataFrame], NDArray[np.float64]]
 Fit = Callable[[pd.DataFrame, NDArray[np.bool_]], Predict]
 
@@ -33,7 +33,7 @@ class Entry:
 
     Attributes:
         name: what the leaderboard calls it.
-        kind: a member of the zoo, a baseline, or a stack.
+        kind: a member of the zoo, a baseline, a stack, or what a stack would be with one part of it perfect.
         answers: `engine.core.tables.ANSWERS`, out of fold.
         fit_seconds: wall time to fit it once for every fold, without what it is made from.
     """

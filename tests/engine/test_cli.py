@@ -173,6 +173,20 @@ def test_leaderboard_tells_the_gap_by_size(finished_run, here):
         assert band["shorter_side"] in " ".join(table.split())
 
 
+def test_the_leaderboard_tells_what_each_part_could_still_win(finished_run, here):
+    rows = json.loads(here("leaderboard", "--run", finished_run.root, "--oracles", "--json").out)
+    gaps = {row["name"]: row["gap"] for row in rows}
+    assert gaps["stack"] <= min(gap for name, gap in gaps.items() if name != "stack")
+    assert gaps["oracle label and ranking"] == max(gaps.values())
+    assert "oracle gate" in here("leaderboard", "--run", finished_run.root, "--oracles").out
+
+
+def test_the_leaderboard_is_asked_for_one_table_at_a_time(finished_run, here):
+    said = here("leaderboard", "--run", finished_run.root, "--oracles", "--by-size")
+    assert said.code == 2
+    assert "--by-size" in said.err
+
+
 def test_cv_uses_what_the_run_has_and_prints_the_leaderboard(finished_run, run, here):
     said = here("cv", "--data", finished_run.data, "--run", run)
     assert said.code == 0
