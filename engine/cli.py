@@ -190,21 +190,25 @@ def leaderboard(
     oracles: Annotated[
         bool, typer.Option("--oracles", help="The stack with a perfect gate, perfect labels or a perfect ranking.")
     ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="How often the stack's answers of some confidence are right.")
+    ] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the cross-validated GAP of every member, their mean, and the stack; with --tta what views are worth."""
     from engine import pipeline
     from engine.console import ConsoleProgress
-    from engine.show import show_leaderboard, show_oracles, show_sizes, show_views
+    from engine.show import show_calibration, show_leaderboard, show_oracles, show_sizes, show_views
 
-    if bool(tta) + by_size + oracles > 1:
-        raise typer.BadParameter("--tta, --by-size and --oracles are three tables; ask for one of them")
+    if bool(tta) + by_size + oracles + calibration > 1:
+        raise typer.BadParameter("--tta, --by-size, --oracles and --calibration are tables; ask for one of them")
     if tta:
         request = _request(run, None, None, None, device, members=members)
         show_views(pipeline.measure_views(request, _listed(tta), ConsoleProgress()), as_json=as_json)
     else:
-        show = show_sizes if by_size else show_oracles if oracles else show_leaderboard
+        chosen = ((by_size, show_sizes), (oracles, show_oracles), (calibration, show_calibration))
+        show = next((show for asked, show in chosen if asked), show_leaderboard)
         show(pipeline.read_leaderboard(run), as_json=as_json)
 
 

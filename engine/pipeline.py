@@ -73,9 +73,11 @@ CONFIG = "config.toml"
 DEFAULT_CONFIG = "cpu"
 SPLITS = ("train", "nonlandmark", "test")
 STACK = "engine stack --oof"
-STACK_VERSION = 4  # of what the stack writes; raised when a change of code changes results
+STACK_VERSION = 5  # of what the stack writes; raised when a change of code changes results
 STACKER = "stack/stacker.json"
+ANSWERS_OOF = "stack/answers.oof.parquet"
 ANSWERS_TEST = "stack/answers.test.parquet"
+CALIBRATION = "stack/calibration.json"
 LEADERBOARD = "stack/leaderboard.json"
 SUBMISSION = "submission.csv"
 WEIGHTS = "weights.safetensors"
@@ -362,7 +364,7 @@ def _train_members(
 
 
 def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> None:
-    """Fit the stacker on the out-of-fold candidates and answer the test set; cross-validate it when asked to.
+    """Fit the stacker, calibrate it out of fold, and answer the test set; cross-validate all else when asked to.
 
     Raises:
         ArtifactError: when the members' scores are not there or are damaged.
@@ -371,6 +373,8 @@ def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> N
     with run.locked():
         config = resolve_config(run, request)
         evidence = {part: _load_evidence(run, config, part) for part in PARTS}
+        _answer_out_of_fold(run, config, evidence["oof"], progress)
+        _calibrate(run, config, evidence["oof"], progress)
         _answer_test_set(run, config, evidence, progress)
         if cross_validate:
             _cross_validate(run, config, evidence["oof"], progress)
@@ -434,7 +438,42 @@ def _load_all(run: Run, names: Sequence[str], schema: TableSchema) -> pd.DataFra
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(schema.columns))
 
 
+def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
+    """The stack's answers to every query, each by a stacker fitted on the other folds."""
+    from stacking.evaluate import enter_stack
+
+    inputs = evidence.inputs | flatten(config.stack, "stack") | {"seed": config.seed, "version": STACK_VERSION}
+    if run.is_fresh(ANSWERS_OOF, inputs):
+        return
+    rows = evidence.rows(config.stack)
+    with progress.task("stack out of fold", 1, "stack") as advance:
+        entry = enter_stack(rows, evidence.queries, config.stack, seed=config.seed, threads=config.cores)
+        advance(1, "")
+    run.save_table(ANSWERS_OOF, entry.answers, ANSWERS, inputs, {"seconds": entry.fit_seconds})
+
+
+def _calibrate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
+    """What the stack's confidences are worth, learned from its answers out of fold."""
+    from stacking.evaluate import calibrate
+
+    inputs = {
+        "answers": run.hash_of(ANSWERS_OOF, made_by=STACK),
+        "folds": run.hash_of("folds.parquet", made_by=TRAIN_ZOO),
+        "method": config.stack.calibration,
+        "version": STACK_VERSION,
+    }
+    if run.is_fresh(CALIBRATION, inputs):
+        return
+    answers = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
+    calibration, before, after = calibrate(answers, evidence.queries, config.stack.calibration)
+    found = {"calibration": asdict(calibration), "before": asdict(before), "after": asdict(after)}
+    write_json(run.path(CALIBRATION), found)
+    run.record(CALIBRATION, kind="calibration", version=STACK_VERSION, inputs=inputs)
+    progress.say(f"calibration: {calibration.method}, expected error {before.ece:.4f} before, {after.ece:.4f} after")
+
+
 def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evidence], progress: Progress) -> None:
+    from stacking.calibration import Calibration
     from stacking.evaluate import answer_queries
     from stacking.features import mark_right
     from stacking.stacker import fit_stacker, load_stacker, save_stacker
@@ -447,17 +486,20 @@ def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evi
         save_stacker(run.path(STACKER), fit_stacker(rows, right, config.stack, seed=config.seed, threads=config.cores))
         run.record(STACKER, kind="stacker", version=STACK_VERSION, inputs=inputs, facts={"rows": len(rows)})
         progress.say(f"stacker: fitted on {len(rows)} candidates of {len(learned.queries)} queries")
-    inputs = asked.inputs | {"stacker": run.hash_of(STACKER, made_by=STACK), "version": STACK_VERSION}
+    made_from = {name: run.hash_of(name, made_by=STACK) for name in (STACKER, CALIBRATION)}
+    inputs = asked.inputs | made_from | {"version": STACK_VERSION}
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
         stacker = load_stacker(run.verified(STACKER, made_by=STACK))
-        answers = answer_queries(stacker, asked.rows(config.stack), asked.queries, threads=config.cores)
+        calibration = Calibration(**read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"])
+        rows = asked.rows(config.stack)
+        answers = answer_queries(stacker, calibration, rows, asked.queries, threads=config.cores)
         run.save_table(ANSWERS_TEST, answers, ANSWERS, inputs)
         progress.say(f"stacker: answered {len(answers)} test queries")
 
 
 def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
     """Nested cross-validation of the members, the baselines and the stack; writes the leaderboard."""
-    from stacking.evaluate import enter_baselines, enter_members, enter_stack
+    from stacking.evaluate import Entry, enter_baselines, enter_members
     from stacking.leaderboard import compare_stack, rank_entries, score_by_size
     from stacking.oracles import enter_oracles
 
@@ -466,15 +508,14 @@ def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress
     if run.is_fresh(LEADERBOARD, inputs):
         return
     queries = evidence.queries
-    with progress.task("cross-validate", 4, "step") as advance:
+    with progress.task("cross-validate", 3, "step") as advance:
         rows = evidence.rows(config.stack)
         advance(1, "rows made")
         entries = enter_members(evidence.candidates, queries, _fit_seconds(run, evidence.members))
         entries += enter_baselines(rows, queries)
         advance(1, "baselines fitted")
-        stacked = enter_stack(rows, queries, config.stack, seed=config.seed, threads=config.cores)
-        run.save_table("stack/answers.oof.parquet", stacked.answers, ANSWERS, inputs)
-        advance(1, "stack fitted")
+        answers = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
+        stacked = Entry("stack", "stack", answers, run.entry(ANSWERS_OOF).facts["seconds"])
         entries.append(stacked)
         ranked = rank_entries(entries, queries, config.validation, seed=config.seed)
         pairs = {
@@ -484,6 +525,7 @@ def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress
         oracles = [stacked, *enter_oracles(rows, stacked.answers, queries)]
         more = {
             "sizes": score_by_size(entries, queries, config.validation),
+            "calibration": read_json(run.verified(CALIBRATION, made_by=STACK)),
             "oracles": rank_entries(oracles, queries, config.validation, seed=config.seed),
         }
         advance(1, "intervals drawn")
@@ -522,7 +564,7 @@ def _describe_board(
 
 
 def read_leaderboard(run_folder: Path) -> dict[str, Any]:
-    """The leaderboard of a run: title, interval, rows, notes, sizes, oracles.
+    """The leaderboard of a run: title, interval, rows, notes, sizes, oracles, calibration.
 
     Raises:
         ArtifactError: when there is none yet.

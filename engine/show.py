@@ -50,6 +50,28 @@ def show_oracles(board: Mapping[str, Any], *, as_json: bool) -> None:
     print_table("GAP with one part perfect", ("name", "GAP", board["interval"], "over the stack"), cells)
 
 
+def show_calibration(board: Mapping[str, Any], *, as_json: bool) -> None:
+    """How often answers of some confidence are right, before and after calibration."""
+    found = board["calibration"]
+    if as_json:
+        print_json(found)
+        return
+    cells = [
+        (str(count), f"{said:.4f}", f"{right:.4f}", f"{then_said:.4f}", f"{then_right:.4f}")
+        for (said, right, count), (then_said, then_right, _) in zip(
+            found["before"]["bins"], found["after"]["bins"], strict=True
+        )
+    ]
+    columns = ("answers", "confidence", "right", "calibrated", "right")
+    print_table(f"Answers out of fold by confidence; calibration: {found['calibration']['method']}", columns, cells)
+    for name in ("before", "after"):
+        errors = found[name]
+        typer.echo(
+            f"{name}: expected calibration error {errors['ece']:.4f}, Brier score {errors['brier']:.4f}, "
+            f"log loss {errors['log_loss']:.4f}"
+        )
+
+
 def show_sizes(board: Mapping[str, Any], *, as_json: bool) -> None:
     """The GAP of the same entries among photos of similar size."""
     bands = board["sizes"]

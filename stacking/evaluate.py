@@ -19,6 +19,15 @@ from engine.core.config import StackConfig
 from engine.core.errors import DataError
 from stacking.answers import answer_alone, pick_answers
 from stacking.baselines import choose_rules, fit_logistic
+from stacking.calibration import (
+    Calibration,
+    Method,
+    Reliability,
+    choose_method,
+    cross_calibrate,
+    fit_calibration,
+    measure_reliability,
+)
 from stacking.features import mark_right
 from stacking.stacker import Stacker, fit_stacker
 
@@ -107,16 +116,42 @@ def enter_stack(rows: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, 
     return _enter("stack", "stack", rows, queries, fit)
 
 
-def answer_queries(stacker: Stacker, rows: pd.DataFrame, queries: pd.DataFrame, *, threads: int) -> pd.DataFrame:
+def answer_queries(
+    stacker: Stacker, calibration: Calibration, rows: pd.DataFrame, queries: pd.DataFrame, *, threads: int
+) -> pd.DataFrame:
     """The stack's answers to queries it was not fitted on, as the test set's.
 
     Args:
         stacker: fitted on all out-of-fold rows.
+        calibration: of its confidences.
         rows: of `build_rows`, made from the test set's scores.
         queries: its column id.
         threads: how many to use.
     """
-    return pick_answers(rows, stacker.predict(rows, threads=threads), queries, decided_by="stack")
+    answers = pick_answers(rows, stacker.predict(rows, threads=threads), queries, decided_by="stack")
+    answered = answers["landmark_id"].notna().to_numpy()
+    probability = calibration.apply(answers["confidence"].to_numpy())
+    return answers.assign(confidence=np.where(answered, probability, 0.0))
+
+
+def calibrate(
+    answers: pd.DataFrame, queries: pd.DataFrame, method: Method | Literal["auto"]
+) -> tuple[Calibration, Reliability, Reliability]:
+    """A calibration of answers, and their reliability before and after it, where each fold's is fitted on the others.
+
+    Args:
+        answers: `engine.core.tables.ANSWERS`, out of fold.
+        queries: id, fold, landmark_id.
+        method: of `stacking.calibration.METHODS`, or auto for the one with the lowest cross-validated log loss.
+    """
+    given = answers[answers["landmark_id"].notna()]
+    asked = queries.set_index("id").loc[given["id"]]
+    right, fold = (given["landmark_id"].to_numpy() == asked["landmark_id"].to_numpy()), asked["fold"].to_numpy()
+    confidence = given["confidence"].to_numpy()
+    chosen = choose_method(confidence, right, fold) if method == "auto" else method
+    after = cross_calibrate(chosen, confidence, right, fold)
+    fitted = fit_calibration(chosen, confidence, right)
+    return fitted, measure_reliability(confidence, right), measure_reliability(after, right)
 
 
 def _enter(name: str, kind: Kind, rows: pd.DataFrame, queries: pd.DataFrame, fit: Fit) -> Entry:

@@ -79,6 +79,8 @@ class StackConfig(Section):
     feature_fraction: float = Field(0.5, gt=0, le=1)
     l2: float = Field(5.0, ge=0)
     bags: int = Field(3, ge=1)  # models with other seeds, averaged
+    # of the answers' confidences; auto: what has the lowest cross-validated log loss
+    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
 
 
 class ValidationConfig(Section):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -179,6 +180,31 @@ def test_the_leaderboard_tells_what_each_part_could_still_win(finished_run, here
     assert gaps["stack"] <= min(gap for name, gap in gaps.items() if name != "stack")
     assert gaps["oracle label and ranking"] == max(gaps.values())
     assert "oracle gate" in here("leaderboard", "--run", finished_run.root, "--oracles").out
+
+
+def test_the_leaderboard_tells_how_reliable_confidences_are(finished_run, here):
+    found = json.loads(here("leaderboard", "--run", finished_run.root, "--calibration", "--json").out)
+    assert sum(count for _, _, count in found["after"]["bins"]) > 0
+    assert 0 <= found["after"]["ece"] <= 1
+    table = here("leaderboard", "--run", finished_run.root, "--calibration").out
+    assert f"before: expected calibration error {found['before']['ece']:.4f}" in table
+
+
+def test_another_calibration_changes_confidences_and_not_their_order(run, here):
+    def read():
+        return pd.read_parquet(run / "stack" / "answers.test.parquet").set_index("id")["confidence"]
+
+    assert here("stack", "--run", run, "--set", "stack.calibration=none").code == 0
+    before = read()
+    assert here("stack", "--run", run, "--set", "stack.calibration=platt").code == 0
+    assert (read() != before).any()
+    assert read().rank().equals(before.rank())
+
+
+def test_an_unknown_calibration_is_refused(run, here):
+    said = here("stack", "--run", run, "--set", "stack.calibration=plat")
+    assert said.code == 2
+    assert "platt" in said.err
 
 
 def test_the_leaderboard_is_asked_for_one_table_at_a_time(finished_run, here):

@@ -7,6 +7,7 @@ import pytest
 from engine.core.errors import DataError
 from engine.core.gap import score_answers
 from stacking.answers import pick_answers
+from stacking.calibration import Calibration
 from stacking.evaluate import answer_queries, cross_predict, enter_baselines, enter_members, enter_stack
 from stacking.features import mark_right
 from stacking.stacker import fit_stacker
@@ -96,10 +97,10 @@ def test_a_stacker_of_all_rows_answers_new_queries_on_their_own(competition, row
     right = mark_right(learned, competition.queries)
     stacker = fit_stacker(learned, right, stack_config, seed=0, threads=1)
     asked = competition.queries[competition.queries["id"].isin(held)].drop(columns="landmark_id")
-    answers = answer_queries(stacker, rows[rows["query"].isin(held)], asked, threads=1)
+    answers = answer_queries(stacker, Calibration("none"), rows[rows["query"].isin(held)], asked, threads=1)
     assert answers["id"].tolist() == sorted(held)
     one = asked.iloc[[0]]
-    alone = answer_queries(stacker, rows[rows["query"].isin(one["id"])], one, threads=1)
+    alone = answer_queries(stacker, Calibration("none"), rows[rows["query"].isin(one["id"])], one, threads=1)
     pd.testing.assert_frame_equal(
         alone, answers[answers["id"].isin(one["id"])].reset_index(drop=True), check_exact=True
     )
