@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VIEWED = "lite0-gem-arcface,resnet18-scratch"  # fine-tuned, from scratch; a frozen one would embed every photo anew
-FEW_SHOT = "lite1-frozen,lite1-neighbours,lite1-few-shot,lite1-prototypes"  # those that train in seconds
+VIEWED = "lite0-gem-arcface,lite1-finetune"  # fine-tuned; a frozen one would embed every photo anew
+FEW_SHOT = "lite1-frozen,lite1-neighbours,lite1-few-shot,lite1-prototypes,lite1-verified"  # those that train in seconds
 ENGINE = [sys.executable, "-m", "engine"]
 
 
