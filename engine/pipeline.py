@@ -144,12 +144,11 @@ def plan_zoo(request: RunRequest, progress: Progress) -> list[Plan]:
         KeyboardInterrupt: when asked to stop.
     """
     with TemporaryDirectory() as folder, graceful_stop() as stop:
-        kept = [request.run / name for name in (MANIFEST, "catalog.parquet", "folds.parquet")]
-        for path in kept:
-            if path.exists():
-                copy2(path, folder)
+        for name in (MANIFEST, "catalog.parquet", "folds.parquet"):
+            if (request.run / name).exists():
+                copy2(request.run / name, folder)
         scratch = Run(Path(folder), create=True)
-        run = Run(request.run) if kept[0].exists() else scratch
+        run = Run(request.run) if (request.run / MANIFEST).exists() else scratch
         config, recipes, data = _settle(run, request)
         photos = _make_photo_set(scratch, config, data, progress)
         from zoo.plan import plan_members
@@ -442,7 +441,7 @@ def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, prog
     """The stack's answers to every query, each by a stacker fitted on the other folds."""
     from stacking.evaluate import enter_stack
 
-    inputs = evidence.inputs | flatten(config.stack, "stack") | {"seed": config.seed, "version": STACK_VERSION}
+    inputs = _fitted_from(config, evidence)
     if run.is_fresh(ANSWERS_OOF, inputs):
         return
     rows = evidence.rows(config.stack)
@@ -450,6 +449,13 @@ def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, prog
         entry = enter_stack(rows, evidence.queries, config.stack, seed=config.seed, threads=config.cores)
         advance(1, "")
     run.save_table(ANSWERS_OOF, entry.answers, ANSWERS, inputs, {"seconds": entry.fit_seconds})
+
+
+def _fitted_from(config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+    """What a stacker is made from; its confidences are calibrated later."""
+    settings = flatten(config.stack, "stack")
+    del settings["stack.calibration"]
+    return evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
 
 
 def _calibrate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
@@ -479,7 +485,7 @@ def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evi
     from stacking.stacker import fit_stacker, load_stacker, save_stacker
 
     learned, asked = evidence["oof"], evidence["test"]
-    inputs = learned.inputs | flatten(config.stack, "stack") | {"seed": config.seed, "version": STACK_VERSION}
+    inputs = _fitted_from(config, learned)
     if not run.is_fresh(STACKER, inputs):
         rows = learned.rows(config.stack)
         right = mark_right(rows, learned.queries)

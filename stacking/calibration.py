@@ -17,9 +17,8 @@ Slopes are above 0, so each of them rises with c.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)  # the simpler first
+from engine.core.config import CalibrationMethod
+
+METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)  # the simpler first
 Values = NDArray[np.float64]
 Right = NDArray[np.bool_]
 
@@ -48,7 +48,7 @@ class Calibration:
         knots: of isotonic: confidences, ascending, and their probabilities, never falling.
     """
 
-    method: Method
+    method: CalibrationMethod
     slopes: tuple[float, ...] = ()
     bias: float = 0.0
     knots: tuple[tuple[float, float], ...] = ()
@@ -92,7 +92,7 @@ def measure_reliability(confidence: Values, right: Right) -> Reliability:
     return Reliability(ece, brier, float(_losses(confidence, right).mean()), bins)
 
 
-def fit_calibration(method: Method, confidence: Values, right: Right) -> Calibration:
+def fit_calibration(method: CalibrationMethod, confidence: Values, right: Right) -> Calibration:
     """Learn a calibration; of answers that are all right or all wrong there is nothing to learn, and none is made.
 
     Args:
@@ -121,20 +121,17 @@ def fit_calibration(method: Method, confidence: Values, right: Right) -> Calibra
     return Calibration(method, slopes, bias, tuple(knots))
 
 
-def cross_calibrate(method: Method, confidence: Values, right: Right, fold: NDArray[Any]) -> Values:
+def cross_calibrate(method: CalibrationMethod, confidence: Values, right: Right, fold: NDArray[Any]) -> Values:
     """The probability of each answer by a calibration fitted on the other folds' answers; all of them [N]."""
-
-    def fit(others: NDArray[np.bool_]) -> Callable[[Values], Values]:
-        return fit_calibration(method, confidence[others], right[others]).apply
-
     probability = np.zeros(len(confidence))
     for held in np.unique(fold):
         inside = fold == held
-        probability[inside] = fit(~inside)(confidence[inside])
+        calibration = fit_calibration(method, confidence[~inside], right[~inside])
+        probability[inside] = calibration.apply(confidence[inside])
     return probability
 
 
-def choose_method(confidence: Values, right: Right, fold: NDArray[Any]) -> Method:
+def choose_method(confidence: Values, right: Right, fold: NDArray[Any]) -> CalibrationMethod:
     """The method of the lowest cross-validated log loss; one that is less simple has to win by a standard error.
 
     Args:
@@ -151,7 +148,7 @@ def choose_method(confidence: Values, right: Right, fold: NDArray[Any]) -> Metho
     return best
 
 
-def _terms(method: Method, confidence: Values) -> Values:
+def _terms(method: CalibrationMethod, confidence: Values) -> Values:
     """[N, T]; finite for 0 and 1 too."""
     inside = np.clip(confidence, np.finfo(float).tiny, 1 - np.finfo(float).epsneg)
     low, high = np.log(inside), -np.log1p(-inside)

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.core.config import StackConfig
+from engine.core.config import CalibrationMethod, StackConfig
 from engine.core.errors import DataError
 from stacking.answers import answer_alone, pick_answers
 from stacking.baselines import choose_rules, fit_logistic
 from stacking.calibration import (
     Calibration,
-    Method,
     Reliability,
     choose_method,
     cross_calibrate,
@@ -135,7 +134,7 @@ def answer_queries(
 
 
 def calibrate(
-    answers: pd.DataFrame, queries: pd.DataFrame, method: Method | Literal["auto"]
+    answers: pd.DataFrame, queries: pd.DataFrame, method: CalibrationMethod | Literal["auto"]
 ) -> tuple[Calibration, Reliability, Reliability]:
     """A calibration of answers, and their reliability before and after it, where each fold's is fitted on the others.
 

@@ -150,9 +150,9 @@ class Member:
     def train_fold(self, fold: int) -> None:
         """Train the model that never sees one fold."""
         context, name = self.context, weights_of(self.recipe, fold)
-        inputs = self.inputs(fold)
-        if context.run.is_fresh(name, inputs):
+        if self.is_trained(fold):
             return
+        inputs = self.inputs(fold)
         changes = context.run.changes(name, inputs)
         if changes and not context.force_new:
             raise ChangedSettingsError(
@@ -349,8 +349,11 @@ class Member:
 
     def is_finished(self, fold: int) -> bool:
         """Whether a fold's model is trained as the recipe says, and has scored everything."""
-        trained = self.context.run.is_fresh(weights_of(self.recipe, fold), self.inputs(fold))
-        return trained and all(self.is_scored(fold, part) for part in PARTS)
+        return self.is_trained(fold) and all(self.is_scored(fold, part) for part in PARTS)
+
+    def is_trained(self, fold: int) -> bool:
+        """Whether a fold's model is trained as the recipe says."""
+        return self.context.run.is_fresh(weights_of(self.recipe, fold), self.inputs(fold))
 
     def is_scored(self, fold: int, part: Part) -> bool:
         """Whether the trained model's scores are there and its own, or nothing is asked of it."""

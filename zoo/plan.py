@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,16 +31,15 @@ from zoo.context import Context
 from zoo.embedding import embed_rows, embedding_series, frozen_embedder
 from zoo.listing import BYTES_PER_PARAMETER, RecipeFacts, describe
 from zoo.local import inliers
-from zoo.members import Member, photo_source, weights_of
+from zoo.members import Member, photo_source
 from zoo.network import Network, train_mode
 from zoo.photo_heads import PhotoHead
 from zoo.photo_set import PARTS
-from zoo.photos import Photos
 from zoo.recipe import LocalConfig, Recipe, TrainConfig
 from zoo.samplers import epoch_order
 from zoo.shards import Series, count_missing
-from zoo.sources import PhotoSource, Rows
-from zoo.training import Session, TrainingSet, train
+from zoo.sources import PhotoSource
+from zoo.training import Session, Steps, TrainingSet, count_steps, train
 from zoo.verification import SHARD, LocalStore, extract, local_series
 from zoo.views import expand_views
 
@@ -130,25 +129,23 @@ class _Trial(Member):
         left = [fold for fold in folds if not self.is_finished(fold)]
         if not left or memory > self._free_memory():
             return Plan(name, not left, memory // BYTES_PER_PARAMETER, memory, fits=not left)
-        untrained = [fold for fold in left if not self._is_trained(fold)]
+        untrained = [fold for fold in left if not self.is_trained(fold)]
         model = self.new_model(left[0])
         train_mode(self.recipe)(model)
         learning = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        rest = sum(each.numel() for each in model.parameters()) - learning
         seconds, rate = 0.0, None
         if untrained and learning:
-            clock = self._time_training(model, left[0])
-            step = clock.step_seconds * growth(self.recipe.train, self.recipe.input.size)
-            seconds, rate = len(untrained) * clock.total * step, len(self._first_batch(left[0])) / step
-            memory = BYTES_PER_PARAMETER * learning + self._kept_bytes(model, left[0])
-        rest = sum(each.numel() for each in model.parameters()) - learning
+            steps = self._count_steps(left[0])
+            step = self._time_step(model, left[0], steps) * mean_step(self.recipe.train, self.recipe.input.size)
+            seconds, rate = len(untrained) * steps.total * step, steps.batch / step
+            memory = BYTES_PER_PARAMETER * learning + self._kept_bytes(model, left[0], steps.batch)
+        describing, verifying = (0.0, 0.0) if self.recipe.local is None else self._time_verification(self.recipe.local)
         return Plan(
             name, finished=False, parameters=learning, memory_bytes=memory + WEIGHT_BYTES * rest,
-            images_per_second=rate, training_seconds=seconds, preparing_seconds=self._time_preparing(),
-            scoring_seconds=self._time_scoring(model, left, validates=bool(learning)),
+            images_per_second=rate, training_seconds=seconds, preparing_seconds=self._time_preparing(describing),
+            scoring_seconds=self._time_scoring(model, left, verifying, validates=bool(learning)),
         )  # fmt: skip
-
-    def _is_trained(self, fold: int) -> bool:
-        return self.context.run.is_fresh(weights_of(self.recipe, fold), self.inputs(fold))
 
     def _free_memory(self) -> int:
         """Bytes."""
@@ -160,16 +157,17 @@ class _Trial(Member):
         count = len(self.context.photos.ids)
         return [int(row) for row in np.linspace(0, count - 1, min(SAMPLE, count))]
 
-    def _first_batch(self, fold: int) -> Rows:
-        """Positions among the fold's training photos."""
-        sampler, size, lesson = self.recipe.train.sampler, self.recipe.train.batch_size, self.lesson(fold)
-        order = epoch_order(lesson.targets, sampler, seed=self.context.seed, epoch=0, batch_size=size)
-        return order[:size]
+    def _count_steps(self, fold: int) -> Steps:
+        targets, seed = self.lesson(fold).targets, self.context.seed
+        return count_steps(targets, self.recipe.train, seed=seed, processes=1, label=self.recipe.name)
 
-    def _kept_bytes(self, model: Network, fold: int) -> int:
-        """What a batch keeps for its backward pass."""
-        lesson, order = self.lesson(fold), self._first_batch(fold)
-        [batch] = self.source.train_batches(lesson.rows[order], epoch=0, batch_size=len(order))
+    def _kept_bytes(self, model: Network, fold: int, size: int) -> int:
+        """What a batch of some size keeps for its backward pass."""
+        lesson, config = self.lesson(fold), self.recipe.train
+        first = epoch_order(
+            lesson.targets, config.sampler, seed=self.context.seed, epoch=0, batch_size=config.batch_size
+        )[:size]
+        [batch] = self.source.train_batches(lesson.rows[first], epoch=0, batch_size=size)
         weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
         kept: dict[int, int] = {}
 
@@ -179,31 +177,31 @@ class _Trial(Member):
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        targets = torch.from_numpy(lesson.targets[order]).to(self.device)
+        train_mode(self.recipe)(model)
+        targets = torch.from_numpy(lesson.targets[first]).to(self.device)
         precision = self.context.accelerator.autocast() if self.trains_mixed(model) else nullcontext()
         with precision, saved_tensors_hooks(note, lambda tensor: tensor):
             loss = model(batch, targets)
         del loss  # until here it held what was noted
         return sum(kept.values())
 
-    def _time_training(self, model: Network, fold: int) -> _Clock:
+    def _time_step(self, model: Network, fold: int, steps: Steps) -> float:
+        """Of a training step, with photos as large as in the last epochs."""
         context, lesson = self.context, self.lesson(fold)
         data = TrainingSet(self.source, lesson.rows, lesson.targets, lambda _: math.nan)
-        clock = _Clock()
+        short = {"epochs": min(STEPS, steps.total) / steps.per_epoch, "first_size": None}
+        config = self.recipe.train.model_copy(update=short)
         for _ in range(2):  # by the second time, photos that are kept have been read
             clock = _Clock()
-            with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
+            with tempfile.TemporaryDirectory() as folder:
                 session = Session(
                     Path(folder), context.accelerator, self.trains_mixed(model), clock, context.stop, self.recipe.name
                 )
-                train(
-                    model, data, self.recipe.train, session,
-                    seed=context.seed, inputs={}, set_mode=train_mode(self.recipe),
-                )  # fmt: skip
-        return clock
+                train(model, data, config, session, seed=context.seed, inputs={}, set_mode=train_mode(self.recipe))
+        return clock.step_seconds
 
-    def _time_scoring(self, model: Network, left: Sequence[int], *, validates: bool) -> float:
-        """Of everything that is scored, verified, or embedded to be compared with."""
+    def _time_scoring(self, model: Network, left: Sequence[int], verifying: float, *, validates: bool) -> float:
+        """Of everything that is scored, verified in some seconds each, or embedded to be compared with."""
         context, rows = self.context, np.resize(self._sample(), BATCH)
         targets = torch.from_numpy(self.lesson(left[0]).targets).to(self.device)
         model.eval()
@@ -216,38 +214,32 @@ class _Trial(Member):
             queries = {part: len(context.photos.rows_of(part, fold)) for part in PARTS}
             taken_in = len(self.lesson(fold).rows) if isinstance(model.head, PhotoHead) else 0
             photos, asked = 0, sum(queries.values())
-            if self._is_trained(fold):
+            if self.is_trained(fold):
                 asked = sum(count for part, count in queries.items() if not self.is_scored(fold, part))
             else:
                 epochs = math.ceil(self.recipe.train.epochs) if validates else 0
                 photos = epochs * (queries["oof"] + taken_in) + taken_in
             if self.recipe.local is not None:
                 photos += 0 if taken_in else len(self.lesson(fold).rows)
-                seconds += asked * self._verifying_seconds
-            seconds += (photos + asked) * each
+            seconds += asked * verifying + (photos + asked) * each
         return seconds
 
-    @cached_property
-    def _described(self) -> tuple[float, LocalStore]:
-        """Seconds to describe a photo, and the local features of the sample."""
-        context, config = self.context, self.recipe.local or LocalConfig()
-        paths = [context.photos.paths[row] for row in self._sample()]
+    def _time_verification(self, config: LocalConfig) -> tuple[float, float]:
+        """Of a photo to be described, and of a query to be compared with as many photos as are verified."""
+        paths = [self.context.photos.paths[row] for row in self._sample()]
         began = time.perf_counter()
-        points = extract(paths, config, context.max_pixels, self.verifying_device, _silent)
-        return (time.perf_counter() - began) / len(paths), LocalStore([points], SHARD)
+        points = extract(paths, config, self.context.max_pixels, self.verifying_device, _silent)
+        describing = (time.perf_counter() - began) / len(paths)
+        store = LocalStore([points], SHARD)
+        others = [store[row % len(points)] for row in range(1, config.candidates + 1)]
+        verifying = _seconds(lambda: inliers(store[0], others, config, seed=0, device=self.verifying_device))
+        return describing, verifying
 
-    @cached_property
-    def _verifying_seconds(self) -> float:
-        """Of one query: its features against those of as many photos as are verified."""
-        config, store = self.recipe.local or LocalConfig(), self._described[1]
-        others = [store[row % len(store.shards[0])] for row in range(1, config.candidates + 1)]
-        return _seconds(lambda: inliers(store[0], others, config, seed=0, device=self.verifying_device))
-
-    def _time_preparing(self) -> float:
-        """Of what is made once for all folds."""
+    def _time_preparing(self, describing: float) -> float:
+        """Of what is made once for all folds, where a photo is described in some seconds."""
         context, recipe, seconds = self.context, self.recipe, 0.0
-        if recipe.local is not None and (missing := self._missing(local_series(recipe.local))):
-            seconds += missing * self._described[0]
+        if recipe.local is not None:
+            seconds += self._missing(local_series(recipe.local)) * describing
         if recipe.backbone.frozen:
             if missing := self._missing(embedding_series(recipe)):
                 seconds += missing * self._embedding_seconds()
@@ -268,41 +260,26 @@ class _Trial(Member):
         return _seconds(lambda: embed_rows(embedder, source, rows, accelerator, _silent)) / len(rows)
 
     def _reading_seconds(self) -> float:
-        given = self.recipe.input
-        paths = [self.context.photos.paths[row] for row in self._sample()]
-        photos = Photos(paths, size=given.size, fit=given.fit, max_pixels=self.context.max_pixels, keep=False)
-        return _seconds(lambda: [photos[row] for row in range(len(paths))]) / len(paths)
-
-
-class _Enough(Exception):  # noqa: N818 - no error: a measurement has seen what it needs
-    """Raised within a training to end it."""
+        photos, rows = photo_source(self.context, self.recipe, keep=False).photos, self._sample()
+        return _seconds(lambda: [photos[row] for row in rows]) / len(rows)
 
 
 class _Clock(Progress):
-    """Ends a training after a few steps.
-
-    Attributes:
-        total: steps of the whole training.
-        times: at its beginning, and after each step.
-    """
+    """Knows how long the steps of a training took."""
 
     def __init__(self) -> None:
-        self.total = 0
-        self.times: list[float] = []
+        self.times: list[float] = []  # at its beginning, and after each step
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Steps, told of one by one."""
-        del label, unit
-        self.total = total
+        del label, total, unit
         yield self._note
 
     def _note(self, amount: int, note: str) -> None:
         del note
         if amount or not self.times:
             self.times.append(time.perf_counter())
-        if len(self.times) > STEPS:
-            raise _Enough
 
     @property
     def step_seconds(self) -> float:
@@ -323,17 +300,17 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def growth(config: TrainConfig, size: int) -> float:
-    """How much longer the mean step takes than the first one, where the last epochs see larger photos.
+def mean_step(config: TrainConfig, size: int) -> float:
+    """What the mean step takes of the time of one in the last epochs, where those see larger photos.
 
     Args:
         config: of the training.
         size: of the input in the last epochs, pixels; a step takes as long as its photos have pixels.
 
-    >>> growth(TrainConfig(epochs=8, first_size=112, last_epochs=2), 224)
-    1.75
+    >>> mean_step(TrainConfig(epochs=8, first_size=112, last_epochs=2), 224)
+    0.4375
     """
     if config.first_size is None:
         return 1.0
     large = min(1.0, config.last_epochs / config.epochs)
-    return 1 - large + large * (size / config.first_size) ** 2
+    return large + (1 - large) * (config.first_size / size) ** 2

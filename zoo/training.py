@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +83,42 @@ class Session:
     label: str
     force_new: bool = False
     logs: Logs = field(default_factory=Logs)
+
+
+class Steps(NamedTuple):
+    """How a training is cut into steps."""
+
+    batch: int  # photos of a step, in all processes
+    per_epoch: int
+    total: int
+
+
+def count_steps(targets: NDArray[np.int64], config: TrainConfig, *, seed: int, processes: int, label: str) -> Steps:
+    """How a training is cut into steps.
+
+    Args:
+        targets: the class of each training photo, int [N].
+        config: epochs, batch size, sampler.
+        seed: of the sampler.
+        processes: that share each batch.
+        label: what the training is called.
+
+    Raises:
+        ConfigError: when there are more processes than photos in a batch.
+
+    >>> count_steps(np.zeros(100, np.int64), TrainConfig(epochs=2, batch_size=32), seed=0, processes=1, label="")
+    Steps(batch=32, per_epoch=3, total=6)
+    """
+    # equally many photos in every epoch
+    photos = len(epoch_order(targets, config.sampler, seed=seed, epoch=0, batch_size=config.batch_size))
+    batch = min(config.batch_size, photos) // processes * processes
+    if batch == 0:
+        raise ConfigError(
+            f"{label}: {processes} processes cannot share a batch of {min(config.batch_size, photos)}",
+            hint="lower processes, or raise train.batch_size",
+        )
+    per_epoch = photos // batch  # a last small batch waits for the next epoch
+    return Steps(batch, per_epoch, max(1, round(config.epochs * per_epoch)))
 
 
 def learning_rate_at(step: int, total: int, warmup: float) -> float:
@@ -185,15 +221,9 @@ class _Loop:
         self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
         self.processes: int = session.accelerator.num_processes
         self.is_first: bool = session.accelerator.is_main_process
-        photos = len(self._order(0))  # the same in every epoch
-        self.batch = min(config.batch_size, photos) // self.processes * self.processes
-        if self.batch == 0:
-            raise ConfigError(
-                f"{session.label}: {self.processes} processes cannot share a batch of {min(config.batch_size, photos)}",
-                hint="lower processes, or raise train.batch_size",
-            )
-        self.steps_per_epoch = photos // self.batch  # a last small batch waits for the next epoch
-        self.total = max(1, round(config.epochs * self.steps_per_epoch))
+        self.batch, self.steps_per_epoch, self.total = count_steps(
+            data.targets, config, seed=seed, processes=self.processes, label=session.label
+        )
         self.step = 0
         self.history: list[dict[str, Any]] = []  # a row of `metrics.jsonl` per epoch
         self.write_row: WriteRow  # to the logs

@@ -68,6 +68,9 @@ class GateConfig(Section):
     inverse_penalty: float = Field(0.1, gt=0)  # C of the logistic regression; see docs/decisions
 
 
+CalibrationMethod = Literal["none", "temperature", "platt", "beta", "isotonic"]  # the simpler first
+
+
 class StackConfig(Section):
     """The LightGBM stacker: one row per (query, candidate landmark), target: is it right."""
 
@@ -80,7 +83,7 @@ class StackConfig(Section):
     l2: float = Field(5.0, ge=0)
     bags: int = Field(3, ge=1)  # models with other seeds, averaged
     # of the answers' confidences; auto: what has the lowest cross-validated log loss
-    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
+    calibration: Literal["auto"] | CalibrationMethod = "auto"
 
 
 class ValidationConfig(Section):

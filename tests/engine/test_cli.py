@@ -196,7 +196,9 @@ def test_another_calibration_changes_confidences_and_not_their_order(run, here):
 
     assert here("stack", "--run", run, "--set", "stack.calibration=none").code == 0
     before = read()
-    assert here("stack", "--run", run, "--set", "stack.calibration=platt").code == 0
+    said = here("stack", "--run", run, "--set", "stack.calibration=platt")
+    assert said.code == 0
+    assert "fitted on" not in said.err  # only the calibration is new
     assert (read() != before).any()
     assert read().rank().equals(before.rank())
 
