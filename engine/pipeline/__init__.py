@@ -4,11 +4,11 @@ Each stage reads what the run holds, verified by its hash, and writes what the n
 inside the stages, so that a command loads only what it uses.
 """
 
+from engine.pipeline.answering import read_leaderboard, stack
 from engine.pipeline.demo import demo_inputs, demo_solution
 from engine.pipeline.photos import check_data
 from engine.pipeline.request import RunRequest
-from engine.pipeline.stack import read_leaderboard, stack
-from engine.pipeline.submit import check_file, score, submit
+from engine.pipeline.submitting import check_file, score, submit
 from engine.pipeline.training import (
     describe_recipes,
     few_shot,
