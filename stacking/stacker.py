@@ -1,28 +1,73 @@
-"""The stacker: LightGBM over (query, candidate) rows that says how probable it is that a candidate is right.
+"""A fitted stacker: from rows of (query, candidate) to the probability that a candidate is what its query shows.
 
-`fit_stacker` and `Stacker.predict` work on tables; only `save_stacker` and `load_stacker` touch the disk: one JSON file
-that holds the feature names, and the models as LightGBM's own text.
+The first stage scores rows: linear models and trees, each fitted without another part of the queries, averaged. A
+second stage, where there is one, looks at whole queries and says how probable the best row is. `stacking.fitting` makes
+them.
+
+Only `save_stacker` and `load_stacker` touch the disk: one JSON file that holds the feature names, and the trees as
+LightGBM's own text.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-import lightgbm as lgb
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from engine.core.config import StackConfig
-from engine.core.errors import ArtifactError, DataError
+from engine.core.config import StackMethod
+from engine.core.errors import ArtifactError
 from engine.core.storage import read_json, write_json
-from stacking.features import feature_names
+from stacking.objectives import Starts, Values, query_starts
+from stacking.scales import logit, straighten
+from stacking.trees import Matrix, Objective, add_trees, as_matrix, best_rows, to_probability
 
-STACKER_VERSION: Final = 1  # of the file's layout
-ROWS_PER_THREAD: Final = 50_000  # below, threads wait for one another: 30,000 rows on two busy cores took 6 s or 180 s
+STACKER_VERSION: Final = 2  # of the file's layout
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear model over straightened features, as plain values.
+
+    Attributes:
+        weights: of the features.
+        bias: the margin where all features are 0.
+    """
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def margin(self, values: Matrix, bounded: Sequence[bool]) -> Values:
+        """[N, F] features -> [N] log-odds against the outcome that none of a query's candidates is right.
+
+        Column by column: a BLAS product's last digit depends on the other rows, and the whole table straightened would
+        be another two of it.
+        """
+        margin = np.full(len(values), self.bias)
+        for column, weight, within in zip(values.T, self.weights, bounded, strict=True):
+            if weight:
+                margin += weight * straighten(column, bounded=within)
+        return margin
+
+
+@dataclass(frozen=True)
+class Model:
+    """One fitted first stage.
+
+    Attributes:
+        objective: what its trees lowered; linear where it has none.
+        linear: where the trees start.
+        trees: LightGBM's text; empty for none.
+    """
+
+    objective: Literal["linear"] | Objective
+    linear: Linear
+    trees: str
 
 
 @dataclass(frozen=True)
@@ -30,58 +75,86 @@ class Stacker:
     """A fitted stacker; plain values, so two that are equal give equal predictions.
 
     Attributes:
+        method: how it was fitted.
         features: the columns it reads, in its order.
-        models: LightGBM models as text, averaged.
+        bounded: which of them a linear model takes the logit of.
+        models: of the first stage, averaged.
+        second: LightGBM's texts of the second stage, averaged; empty for none.
     """
 
+    method: StackMethod
     features: tuple[str, ...]
-    models: tuple[str, ...]
+    bounded: tuple[bool, ...]
+    models: tuple[Model, ...]
+    second: tuple[str, ...] = ()
 
-    def predict(self, rows: pd.DataFrame, *, threads: int) -> NDArray[np.float64]:
+    def predict(self, rows: pd.DataFrame, *, threads: int) -> Values:
         """The probability that each row's landmark is what its query shows: [N], 0..1.
 
+        With a second stage that of a query's best row is its own, and its other rows keep their ratio to it.
+
         Args:
-            rows: has the stacker's features under any order; other columns are ignored.
+            rows: of `build_rows`, all rows of each query; other columns are ignored.
             threads: how many to use; the numbers do not depend on it.
 
         Raises:
             ArtifactError: when features are missing.
             DataError: when a feature is not a finite number.
         """
-        values = _as_matrix(rows, self.features)
+        values = as_matrix(rows, self.features)
         if not len(values):
             return np.zeros(0)
-        predictions = [lgb.Booster(model_str=m).predict(values, num_threads=threads) for m in self.models]
-        mean: NDArray[np.float64] = np.mean(predictions, axis=0, dtype=np.float64)
-        return mean
+        starts = query_starts(rows)
+        total = np.zeros(len(values))
+        for model in self.models:
+            margin = model.linear.margin(values, self.bounded)
+            if model.trees:
+                margin = add_trees(model.trees, values, margin, threads=threads)
+            total += to_probability(model.objective, margin, starts)
+        first: Values = total / len(self.models)
+        if not self.second:
+            return first
+        asked = tabulate_queries(values, first, starts)
+        margin = logit(asked.confidence)
+        sure = [expit(add_trees(text, asked.table, margin, threads=threads)) for text in self.second]
+        return rescale(first, asked.confidence, np.mean(sure, axis=0), starts)
 
 
-def fit_stacker(
-    rows: pd.DataFrame, right: NDArray[np.bool_], config: StackConfig, *, seed: int, threads: int
-) -> Stacker:
-    """Learn which candidates are right, from row log-loss, which already aims at the ranking GAP rewards most.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One row per query, for a second stage.
+
+    Attributes:
+        table: [G, F] what is known of the query and of its best candidate.
+        confidence: [G] of the best candidate by the first stage.
+        best: [G] its row.
+    """
+
+    table: Matrix
+    confidence: Values
+    best: NDArray[np.intp]
+
+
+def tabulate_queries(values: Matrix, scores: Values, starts: Starts) -> Asked:
+    """What a second stage is told of each query: its best row, and how the others stand to it.
 
     Args:
-        rows: [N] of `stacking.features.build_rows`, made from out-of-fold scores.
-        right: [N] of `stacking.features.mark_right`.
-        config: size and number of the models.
-        seed: which features each tree sees.
-        threads: how many to use; the models do not depend on it.
-
-    Raises:
-        DataError: when all rows are right or all are wrong, or when a feature is not a finite number.
+        values: [N, F] the first stage's features.
+        scores: [N] of the first stage, 0..1.
+        starts: [G].
     """
-    if not 0 < np.count_nonzero(right) < len(right):
-        raise DataError(
-            f"{np.count_nonzero(right)} of {len(right)} candidates are right: there is nothing to tell apart",
-            hint="look at the members' own scores first",
-        )
-    features = feature_names(rows)
-    parameters = _parameters(config, min(threads, 1 + len(rows) // ROWS_PER_THREAD))
-    data = lgb.Dataset(_as_matrix(rows, features), right, params=parameters)
-    seeds = np.random.SeedSequence(seed).generate_state(config.bags) >> 1  # LightGBM's seeds are signed
-    models = (lgb.train({**parameters, "seed": int(s)}, data, config.trees) for s in seeds)
-    return Stacker(features, tuple(_as_text(model) for model in models))
+    best = best_rows(scores, starts)
+    highest, others = scores[best], scores.copy()
+    others[best] = 0
+    runner_up, rest = np.maximum.reduceat(others, starts), np.add.reduceat(others, starts)
+    told = np.column_stack([logit(highest), logit(runner_up), logit(highest) - logit(runner_up), rest])
+    return Asked(np.column_stack([told, values[best]]).astype(np.float32), highest, best)
+
+
+def rescale(scores: Values, before: Values, after: Values, starts: Starts) -> Values:
+    """Scores [N] with each query's best raised or lowered from [G] to [G], and its others in proportion."""
+    factor = after / np.maximum(before, np.finfo(float).tiny)
+    return scores * np.repeat(factor, np.diff(starts, append=len(scores)))
 
 
 def save_stacker(path: Path, stacker: Stacker) -> None:
@@ -104,39 +177,10 @@ def load_stacker(path: Path) -> Stacker:
             f"{path}: is a stacker of version {stored.get('schema_version')}, this engine reads {STACKER_VERSION}",
             hint="run 'engine stack' again",
         )
-    return Stacker(tuple(stored["features"]), tuple(stored["models"]))
-
-
-def _parameters(config: StackConfig, threads: int) -> dict[str, Any]:
-    return {
-        "objective": "binary",
-        "learning_rate": config.learning_rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.min_rows_in_leaf,
-        "feature_fraction": config.feature_fraction,
-        "lambda_l2": config.l2,
-        "deterministic": True,
-        "force_row_wise": True,  # else LightGBM times both layouts and takes the one that happened to be faster
-        "num_threads": threads,
-        "verbosity": -1,
-    }
-
-
-def _as_text(model: lgb.Booster) -> str:
-    """A model's text without the one line that depends on the machine, so that equal models have equal hashes."""
-    return re.sub(r"\[num_threads: \d+\]", "[num_threads: 0]", model.model_to_string())
-
-
-def _as_matrix(rows: pd.DataFrame, features: tuple[str, ...]) -> NDArray[np.float32]:
-    """The features as [N, F], by name."""
-    missing = [name for name in features if name not in rows.columns]
-    if missing:
-        raise ArtifactError(
-            f"the stacker reads {len(missing)} features that these rows lack: {', '.join(missing)}",
-            hint="the members changed since it was fitted; run 'engine stack' again",
-        )
-    values = rows[list(features)].to_numpy(dtype=np.float32)
-    broken = [name for name, column in zip(features, values.T, strict=True) if not np.isfinite(column).all()]
-    if broken:
-        raise DataError(f"features that are not finite numbers: {', '.join(broken)}", hint="make the scores again")
-    return values
+    models = tuple(
+        Model(each["objective"], Linear(tuple(each["linear"]["weights"]), each["linear"]["bias"]), each["trees"])
+        for each in stored["models"]
+    )
+    return Stacker(
+        stored["method"], tuple(stored["features"]), tuple(stored["bounded"]), models, tuple(stored["second"])
+    )

@@ -71,17 +71,22 @@ class GateConfig(Section):
 CalibrationMethod = Literal["none", "temperature", "platt", "beta", "isotonic"]  # the simpler first
 
 
+StackMethod = Literal["linear", "log-loss", "softmax", "hybrid", "two-stage"]  # the simpler first
+
+
 class StackConfig(Section):
-    """The LightGBM stacker: one row per (query, candidate landmark), target: is it right."""
+    """The stacker: one row per (query, candidate landmark), target: is it right."""
 
     candidates_per_member: int = Field(5, ge=1, le=100)  # top 5: more moved GAP by less than .0001, 2 fewer by .0045
     learning_rate: float = Field(0.03, gt=0, le=1)
-    trees: int = Field(300, ge=1)
+    trees: int = Field(200, ge=1)  # at most; how many of them are used is seen on queries left out
     leaves: int = Field(15, ge=2)
     min_rows_in_leaf: int = Field(30, ge=1)
     feature_fraction: float = Field(0.5, gt=0, le=1)
     l2: float = Field(5.0, ge=0)
-    bags: int = Field(3, ge=1)  # models with other seeds, averaged
+    parts: int = Field(4, ge=2, le=100)  # as many models are averaged, each fitted without one part of the queries
+    bags: int = Field(1, ge=1)  # times with other parts
+    method: Literal["auto"] | StackMethod = "auto"  # auto: the best on queries left out, ties going to the simpler
     # of the answers' confidences; auto: what has the lowest cross-validated log loss
     calibration: Literal["auto"] | CalibrationMethod = "auto"
 
