@@ -11,6 +11,8 @@ which says how far confidences are from what they promise. Nothing here touches 
 | beta        | sigmoid(a ln c - d ln(1 - c) + b): Kull et al. (2017)                                        |
 | isotonic    | a step function, which ties what it cannot tell apart; a thousandth of Platt's breaks the    |
 |             | ties in the order that the confidences had                                                   |
+| venn-abers  | p1 / (1 - p0 + p1), where p0 and p1 are what isotonic says of c once an answer of confidence |
+|             | c that is wrong or right has been added; ties as above: Vovk and Petej (2014)                |
 
 Slopes are above 0, so each of them rises with c.
 """
@@ -34,7 +36,7 @@ Right = NDArray[np.bool_]
 
 BINS = 15  # of equally many answers
 LEAST = 1e-12  # of a slope, and of a probability whose logarithm counts as a loss
-TIE_BREAK = 1e-3  # the share of Platt's probability in an isotonic one
+TIE_BREAK = 1e-3  # the share of Platt's probability where steps leave ties
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,35 @@ class Calibration:
 
     Attributes:
         method: of `METHODS`.
-        slopes: of the terms of `method`; those of Platt for isotonic.
+        slopes: of the terms of `method`; those of Platt for isotonic and venn-abers.
         bias: added to the terms.
-        knots: of isotonic: confidences, ascending, and their probabilities, never falling.
+        knots: confidences, ascending, each with what never falls along them: of isotonic its probability, of
+            venn-abers p0 and p1.
     """
 
     method: CalibrationMethod
     slopes: tuple[float, ...] = ()
     bias: float = 0.0
-    knots: tuple[tuple[float, float], ...] = ()
+    knots: tuple[tuple[float, ...], ...] = ()
 
     def apply(self, confidence: Values) -> Values:
         """The probability that an answer of some confidence is right: [N] -> [N], 0..1."""
         if self.method == "none":
             return confidence
         smooth: Values = expit(_terms(self.method, confidence) @ np.array(self.slopes) + self.bias)
-        if self.method != "isotonic":
+        if not self.knots:
             return smooth
-        places, heights = np.array(self.knots).T
-        stepped: Values = np.interp(confidence, places, heights)
+        places, *heights = np.array(self.knots).T
+        stepped = np.interp(confidence, places, *heights) if self.method == "isotonic" else self._merge(confidence)
         return (1 - TIE_BREAK) * stepped + TIE_BREAK * smooth
+
+    def _merge(self, confidence: Values) -> Values:
+        """[N] -> [N]: venn-abers before its ties are broken; between two knots p0 is the lower's, p1 the upper's."""
+        places, if_wrong, if_right = np.array(self.knots).T
+        p0 = np.append(0.0, if_wrong)[np.searchsorted(places, confidence, side="right")]
+        p1 = np.append(if_right, 1.0)[np.searchsorted(places, confidence, side="left")]
+        merged: Values = p1 / (1 - p0 + p1)
+        return merged
 
 
 @dataclass(frozen=True)
@@ -114,11 +125,8 @@ def fit_calibration(method: CalibrationMethod, confidence: Values, right: Right)
     bounds = [(LEAST, None)] * terms.shape[1] + [middle]
     found = minimize(loss, np.append(np.ones(terms.shape[1]), 0.0), jac=True, bounds=bounds, method="L-BFGS-B").x
     slopes, bias = tuple(found[:-1].tolist()), float(found[-1])
-    if method != "isotonic":
-        return Calibration(method, slopes, bias)
-    steps = IsotonicRegression(y_min=0, y_max=1).fit(confidence, right)
-    knots = zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True)
-    return Calibration(method, slopes, bias, tuple(knots))
+    find_knots = {"isotonic": _fit_isotonic, "venn-abers": _fit_venn_abers}.get(method)
+    return Calibration(method, slopes, bias, find_knots(confidence, right) if find_knots else ())
 
 
 def cross_calibrate(method: CalibrationMethod, confidence: Values, right: Right, fold: NDArray[Any]) -> Values:
@@ -146,6 +154,59 @@ def choose_method(confidence: Values, right: Right, fold: NDArray[Any]) -> Calib
         if gain.mean() > gain.std() / np.sqrt(len(gain)):
             best, lowest = method, losses
     return best
+
+
+def _fit_isotonic(confidence: Values, right: Right) -> tuple[tuple[float, ...], ...]:
+    steps = IsotonicRegression(y_min=0, y_max=1).fit(confidence, right)
+    return tuple(zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True))
+
+
+def _fit_venn_abers(confidence: Values, right: Right) -> tuple[tuple[float, ...], ...]:
+    """The inductive Venn-Abers predictor of Vovk, Petej and Fedorova (2015): p0 and p1 at each confidence.
+
+    What stands between two knots like itself is left out.
+    """
+    places, place = np.unique(confidence, return_inverse=True)
+    answers = np.bincount(place)
+    hits = np.bincount(place[right], minlength=len(places))
+    if_right = _fit_with_one_more(answers, hits)
+    if_wrong = 1 - _fit_with_one_more(answers[::-1], (answers - hits)[::-1])[::-1]  # the same, seen from the other end
+    knots = np.column_stack([places, if_wrong, if_right])
+    step = (np.diff(knots[:, 1:], axis=0) != 0).any(axis=1)
+    kept = np.append(True, step) | np.append(step, True)
+    return tuple(map(tuple, knots[kept].tolist()))
+
+
+def _fit_with_one_more(answers: NDArray[np.intp], hits: NDArray[np.intp]) -> Values:
+    """What an isotonic fit says at each place once one more right answer stands there: n answers, hits [P] -> [P].
+
+    An isotonic fit is the slope of the lower hull of the points (answers, hits) counted up to each place. One more
+    right answer at a place moves all points before it by (-1, -1), and its slope there is that of the line below both
+    parts. From place to place that line only grows steeper and its ends only move on, so all of them together take time
+    proportional to P, after each point's successor on the hull of all that follow it has been found, likewise.
+    """
+    x: list[int] = [0, *np.cumsum(answers).tolist()]  # Python's numbers: exact
+    y: list[int] = [0, *np.cumsum(hits).tolist()]
+
+    def rises(left: tuple[int, int], middle: int, end: int) -> bool:
+        """Whether the line from left to middle, drawn on, passes below end."""
+        return (y[end] - left[1]) * (x[middle] - left[0]) > (y[middle] - left[1]) * (x[end] - left[0])
+
+    last = len(answers)
+    after = list(range(1, last + 2))
+    for point in range(last - 1, -1, -1):
+        while after[point] < last and not rises((x[point], y[point]), after[point], after[after[point]]):
+            after[point] = after[after[point]]
+
+    slopes, left, end = np.zeros(last), (-1, -1), 1
+    for place in range(1, last + 1):
+        moved = x[place - 1] - 1, y[place - 1] - 1
+        if end < place or (moved[1] - left[1]) * (x[end] - left[0]) <= (y[end] - left[1]) * (moved[0] - left[0]):
+            left, end = moved, max(end, place)
+            while end < last and not rises(left, end, after[end]):
+                end = after[end]
+        slopes[place - 1] = (y[end] - left[1]) / (x[end] - left[0])
+    return slopes
 
 
 def _terms(method: CalibrationMethod, confidence: Values) -> Values:

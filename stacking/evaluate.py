@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from engine.core.config import CalibrationMethod, StackConfig
 from engine.core.errors import DataError
 from stacking.answers import answer_alone, pick_answers
-from stacking.baselines import choose_rules, fit_logistic
+from stacking.baselines import choose_rules
+from stacking.blends import fitted_baselines
 from stacking.calibration import (
     Calibration,
     Reliability,
@@ -97,12 +98,12 @@ def enter_members(candidates: pd.DataFrame, queries: pd.DataFrame, fit_seconds: 
 
 
 def enter_baselines(rows: pd.DataFrame, queries: pd.DataFrame) -> list[Entry]:
-    """Every baseline: the fixed rules, and the logistic stack fitted without the query's fold."""
+    """Every baseline: the fixed rules, and the logistic stack and the blends, fitted without the query's fold."""
     ruled = [
         Entry(name, "baseline", pick_answers(rows, rule(rows), queries, decided_by=name), 0.0)
         for name, rule in choose_rules(rows).items()
     ]
-    return [*ruled, _enter("logistic", "baseline", rows, queries, lambda r, right: fit_logistic(r, right).predict)]
+    return [*ruled, *(_enter(name, "baseline", rows, queries, fit) for name, fit in fitted_baselines(rows).items())]
 
 
 def enter_stack(rows: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int) -> Entry:

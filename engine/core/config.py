@@ -68,7 +68,7 @@ class GateConfig(Section):
     inverse_penalty: float = Field(0.1, gt=0)  # C of the logistic regression; see docs/decisions
 
 
-CalibrationMethod = Literal["none", "temperature", "platt", "beta", "isotonic"]  # the simpler first
+CalibrationMethod = Literal["none", "temperature", "platt", "beta", "isotonic", "venn-abers"]  # the simpler first
 
 
 StackMethod = Literal["linear", "log-loss", "softmax", "hybrid", "two-stage"]  # the simpler first

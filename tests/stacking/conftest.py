@@ -112,3 +112,17 @@ def stack_config():
 @pytest.fixture(scope="session")
 def validation_config():
     return ValidationConfig(bootstrap=200)
+
+
+@pytest.fixture(scope="session")
+def comparing_rows(rows):
+    """The rows, had 'nearest' compared photos: a softmax of 25 times cosines, and how near the query is to nothing."""
+    best = (rows["nearest.score"] - rows["nearest.below_best"]).clip(1e-6)
+    none_cosine, nearest_none_cosine = 0.3 + 0.3 * rows["query.nearest.p_none"], np.float32(0.35)
+    return rows.assign(
+        **{
+            "query.nearest.none_cosine": none_cosine,
+            "query.nearest.nearest_none_cosine": nearest_none_cosine,
+            "query.nearest.trust": 0.8 + np.log(best) / 25 - nearest_none_cosine - none_cosine,
+        }
+    )

@@ -6,7 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit, logit
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from engine.core.gap import align, score_queries
@@ -71,6 +74,50 @@ def test_beta_with_equal_slopes_is_platt(overconfident):
     values = overconfident[0]
     beta, platt = Calibration("beta", (0.7, 0.7), 0.3), Calibration("platt", (0.7,), 0.3)
     assert beta.apply(values) == pytest.approx(platt.apply(values))
+
+
+answers = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=40)
+
+
+@settings(deadline=None, max_examples=100)
+@given(answers.filter(lambda drawn: len({right for _, right in drawn}) == 2))
+def test_venn_abers_is_isotonic_fitted_twice_for_each_confidence(drawn):
+    """On, between and beyond the confidences that it was fitted to, many of them tied."""
+    confidence, right = np.array([level for level, _ in drawn]) / 12, np.array([right for _, right in drawn])
+    made = fit_calibration("venn-abers", confidence, right)
+    asked = np.arange(25) / 24
+    wanted = []
+    for one in asked:
+        p0, p1 = (
+            IsotonicRegression(out_of_bounds="clip")
+            .fit(np.append(confidence, one), np.append(right, added).astype(float))
+            .predict([one])[0]
+            for added in (False, True)
+        )
+        wanted.append(p1 / (1 - p0 + p1))
+    ties_broken = expit(
+        logit(np.clip(asked, np.finfo(float).tiny, 1 - np.finfo(float).epsneg)) * made.slopes + made.bias
+    )
+    assert made.apply(asked) == pytest.approx(0.999 * np.array(wanted) + 0.001 * ties_broken, abs=1e-12)
+
+
+def test_venn_abers_keeps_few_knots_and_is_never_certain(overconfident):
+    confidence, right, _ = overconfident
+    made = fit_calibration("venn-abers", confidence, right)
+    assert len(made.knots) < len(confidence) / 4
+    _, p0, p1 = np.array(made.knots).T
+    assert (p0 < p1).all()
+    assert (np.diff([p0, p1]) >= 0).all()
+    stepped = 1000 / 999 * (made.apply(np.array([0.0, 1.0])) - 0.001 * np.array([0.0, 1.0]))
+    assert 0 < stepped[0] < stepped[1] < 1
+
+
+@pytest.mark.parametrize("method", ["isotonic", "venn-abers"])
+def test_steps_leave_no_ties(method, overconfident):
+    confidence, right, _ = overconfident
+    made = fit_calibration(method, confidence, right)
+    inside = np.linspace(0.001, 0.999, 5000)
+    assert (np.diff(made.apply(inside)) > 0).all()
 
 
 def test_a_fold_does_not_see_its_own_truth(overconfident):

@@ -25,10 +25,13 @@ def plain(competition, rows):
             *enter_baselines(rows, competition.queries)]  # fmt: skip
 
 
-def test_the_stack_beats_every_member_and_every_fixed_rule(competition, stacked, plain):
+def test_the_stack_beats_every_member_every_fixed_rule_and_every_blend(competition, stacked, plain):
     gaps = {entry.name: score_answers(entry.answers, competition.queries) for entry in plain}
     gaps.pop("logistic")  # a stack itself, and this competition is nearly linear
-    assert score_answers(stacked.answers, competition.queries) > max(gaps.values()) + 0.03
+    tuned = {name: gaps.pop(name) for name in ("caruana", "nelder-mead")}
+    reached = score_answers(stacked.answers, competition.queries)
+    assert reached > max(gaps.values()) + 0.03
+    assert reached > max(tuned.values()) + 0.03
     assert max(gaps["large"], gaps["small"], gaps["nearest"]) < gaps["mean"]
 
 
@@ -39,11 +42,22 @@ def test_every_entry_answers_every_query_and_says_what_it_is(competition, stacke
         assert set(entry.answers["decided_by"]) == {entry.name}
     assert [(entry.name, entry.kind) for entry in [*plain, stacked]] == [
         ("large", "member"), ("small", "member"), ("nearest", "member"), ("mean", "baseline"),
-        ("geometric-mean", "baseline"), ("gated-mean", "baseline"), ("gated-geometric-mean", "baseline"),
-        ("logistic", "baseline"), ("stack", "stack"),
+        ("geometric-mean", "baseline"), ("rank-mean", "baseline"), ("gated-mean", "baseline"),
+        ("gated-geometric-mean", "baseline"), ("gated-rank-mean", "baseline"), ("logistic", "baseline"),
+        ("caruana", "baseline"), ("nelder-mead", "baseline"), ("stack", "stack"),
     ]  # fmt: skip
     assert plain[0].fit_seconds == 1.5
     assert stacked.fit_seconds > 0
+
+
+def test_blends_are_tuned_without_the_querys_own_fold(competition, rows, plain):
+    held = competition.queries["fold"] == 0
+    turned = competition.queries.assign(landmark_id=competition.queries["landmark_id"].mask(held, "0003"))
+    first, second = ({e.name: e.answers for e in entries} for entries in (plain, enter_baselines(rows, turned)))
+    for name in ("logistic", "caruana", "nelder-mead"):
+        mine = first[name]["id"].isin(competition.queries.loc[held, "id"])
+        pd.testing.assert_frame_equal(first[name][mine], second[name][mine], check_exact=True)
+        assert not first[name][~mine].equals(second[name][~mine])
 
 
 def test_a_query_is_scored_without_its_own_fold(competition, rows):
