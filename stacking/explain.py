@@ -21,7 +21,7 @@ from stacking.importance import OF_QUERY
 from stacking.stacker import Stacker
 
 SHOWN = 5  # candidates of a member: as many as make the stacker's rows by default
-MOVERS = 10  # features: with more, the last ones move nothing that one would see
+MOVERS = 10  # features: what one reads at a glance
 
 
 @dataclass(frozen=True)
