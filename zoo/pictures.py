@@ -1,4 +1,4 @@
-"""Pictures for a user to look at: photos of a batch with their labels, and class sizes before and after a sampler."""
+"""Pictures for a user to look at: photos with their labels, and class sizes before and after a sampler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 TEXT = 15  # pixels: read without effort, and a landmark's id fits below a tile of 128
@@ -41,6 +41,33 @@ def batch_picture(images: Tensor, labels: Sequence[str], *, columns: int = 8, ti
         left, top = _GAP + number % columns * width, _GAP + number // columns * height
         sheet.paste(Image.fromarray(photo).resize((tile, tile), Image.Resampling.BOX), (left, top))
         sheet.paste(_text_strip(label, tile, font), (left, top + tile))
+    return sheet
+
+
+def neighbours_picture(
+    photos: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]], *, tile: int
+) -> Image.Image:
+    """A photo and its neighbours in a row, each whole and in its own shape, with lines of text below; the first framed.
+
+    Args:
+        photos: uint8 [H, W, 3] RGB, at least one.
+        labels: lines for each photo, in any script; what is wider than a tile is cut off.
+        tile: pixels of a photo's longer side in the picture.
+
+    Raises:
+        ValueError: when there are not as many labels as photos.
+    """
+    font = ImageFont.load_default(TEXT)
+    height = tile + max(len(lines) for lines in labels) * 2 * TEXT
+    sheet = Image.new("RGB", (len(photos) * (tile + _GAP) + _GAP, height + 2 * _GAP), "white")
+    for number, (photo, lines) in enumerate(zip(photos, labels, strict=True)):
+        left = _GAP + number * (tile + _GAP)
+        whole = ImageOps.pad(Image.fromarray(photo), (tile, tile), color="white")
+        sheet.paste(whole, (left, _GAP))
+        for line, text in enumerate(lines):
+            sheet.paste(_text_strip(text, tile, font), (left, 2 * _GAP + tile + line * 2 * TEXT))
+    edge = _GAP // 2
+    ImageDraw.Draw(sheet).rectangle((edge, edge, _GAP + tile + edge, _GAP + tile + edge), outline=AFTER, width=3)
     return sheet
 
 

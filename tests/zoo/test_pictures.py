@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from zoo.pictures import AFTER, BEFORE, batch_picture, class_sizes_picture
+from zoo.pictures import AFTER, BEFORE, batch_picture, class_sizes_picture, neighbours_picture
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]], dtype=torch.uint8)
 PHOTOS = COLOURS[:, :, None, None].expand(5, 3, 4, 4)
@@ -71,6 +71,42 @@ def test_a_label_that_is_hard_to_write_makes_the_picture_no_larger(label):
 def test_each_photo_needs_a_label(count):
     with pytest.raises(ValueError, match="zip"):
         batch_picture(PHOTOS, ["x"] * count)
+
+
+# ---- neighbours
+
+RED, BLUE = np.full((20, 40, 3), (255, 0, 0), np.uint8), np.full((80, 40, 3), (0, 0, 255), np.uint8)
+
+
+def test_neighbours_stand_in_a_row_whole_and_in_their_own_shape():
+    picture = neighbours_picture([RED, BLUE], [["a"], ["b"]], tile=60)
+    for colour, height, width in (("#ff0000", 30, 60), ("#0000ff", 60, 30)):
+        rows, columns = _places(picture, colour)
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (height, width)
+    assert _places(picture, "#ff0000")[1].max() < _places(picture, "#0000ff")[1].min()
+
+
+def test_the_first_photo_alone_is_framed():
+    picture = neighbours_picture([RED, BLUE], [[""], [""]], tile=60)
+    rows, columns = _places(picture, AFTER)
+    reds = _places(picture, "#ff0000")
+    assert columns.min() < reds[1].min()
+    assert reds[1].max() < columns.max() < _places(picture, "#0000ff")[1].min()
+    assert rows.min() < reds[0].min()
+
+
+def test_lines_are_written_below_each_other_and_cut_at_their_tile():
+    white = np.full((9, 9, 3), 255, np.uint8)
+    picture = np.asarray(neighbours_picture([white, white], [["wider than its photo"] * 2, [""]], tile=64)).copy()
+    picture[:80] = 255  # the frame
+    rows, columns = np.nonzero(picture.min(axis=-1) < 128)
+    assert columns.max() < picture.shape[1] / 2
+    assert np.diff(np.unique(rows)).max() > 3
+
+
+def test_each_neighbour_needs_its_lines():
+    with pytest.raises(ValueError, match="zip"):
+        neighbours_picture([RED, BLUE], [["a"]], tile=60)
 
 
 # ---- class sizes
