@@ -158,15 +158,22 @@ def stack(
         bool, typer.Option("--oof", help="Also cross-validate: out-of-fold answers and the leaderboard.")
     ] = False,
     prevalence: PrevalenceOption = None,
+    transductive: Annotated[
+        bool,
+        typer.Option(
+            "--transductive", help="Correct confidences to the share of landmarks that the test set suggests."
+        ),
+    ] = False,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge the members' candidates into one calibrated answer per query."""
     from engine import pipeline
+    from engine.boards import show_leaderboard
     from engine.console import ConsoleProgress
-    from engine.show import show_leaderboard
 
     progress = ConsoleProgress()
+    settings = [*(settings or []), *(["stack.transductive=true"] if transductive else [])]
     request = _request(run, None, None, settings, None, prevalence=prevalence)
     pipeline.stack(request, progress, cross_validate=oof)
     if oof:
@@ -186,30 +193,58 @@ def leaderboard(
         ),
     ] = "",
     members: MembersOption = "",
-    by_size: Annotated[bool, typer.Option("--by-size", help="The GAP among photos of similar size.")] = False,
-    oracles: Annotated[
-        bool, typer.Option("--oracles", help="The stack with a perfect gate, perfect labels or a perfect ranking.")
-    ] = False,
-    calibration: Annotated[
-        bool, typer.Option("--calibration", help="How often the stack's answers of some confidence are right.")
-    ] = False,
+    table: Annotated[
+        str,
+        typer.Option(
+            "--table",
+            metavar="NAME",
+            help="Another table: sizes, oracles, calibration, costs, prevalence, blanking, transductive; "
+            "or, after minutes when first asked for: worth, importance, checks.",
+        ),
+    ] = "",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the cross-validated GAP of every member, their mean, and the stack; with --tta what views are worth."""
+    """Show the cross-validated GAP of every member, baseline and method and of the stack; or a table beside it."""
     from engine import pipeline
+    from engine.boards import STUDIED, TABLES, show_leaderboard, show_table
     from engine.console import ConsoleProgress
-    from engine.show import show_calibration, show_leaderboard, show_oracles, show_sizes, show_views
+    from engine.core.errors import ConfigError, did_you_mean
+    from engine.show import show_views
 
-    if bool(tta) + by_size + oracles + calibration > 1:
-        raise typer.BadParameter("--tta, --by-size, --oracles and --calibration are tables; ask for one of them")
+    if tta and table:
+        raise typer.BadParameter("--tta and --table are two tables; ask for one of them")
+    if table and table not in TABLES:
+        raise ConfigError(f"--table: no table is called '{table}' — {did_you_mean(table, TABLES)}")
+    request = _request(run, None, None, None, device, members=members)
     if tta:
-        request = _request(run, None, None, None, device, members=members)
         show_views(pipeline.measure_views(request, _listed(tta), ConsoleProgress()), as_json=as_json)
+    elif table:
+        studied = table in STUDIED
+        found = pipeline.study(request, table, ConsoleProgress()) if studied else pipeline.read_leaderboard(run)
+        show_table(found, table, as_json=as_json)
     else:
-        chosen = ((by_size, show_sizes), (oracles, show_oracles), (calibration, show_calibration))
-        show = next((show for asked, show in chosen if asked), show_leaderboard)
-        show(pipeline.read_leaderboard(run), as_json=as_json)
+        show_leaderboard(pipeline.read_leaderboard(run), as_json=as_json)
+
+
+@app.command(epilog="Example: engine explain 0123456789abcdef --run runs/first --out explained.png")
+def explain(
+    query: Annotated[str, typer.Argument(help="The id of a training or test photo.")],
+    run: RunOption,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also draw the photo and its nearest training photos, as PNG.")
+    ] = None,
+    member: Annotated[
+        str | None,
+        typer.Option("--member", help="The frozen member that says which photos are near. Default: the first."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that led to one answer: candidates, gate, the features that moved it, the nearest photos."""
+    from engine.boards import show_explanation
+    from engine.explain import explain_query
+
+    show_explanation(explain_query(run, query, member=member, picture=out), as_json=as_json)
 
 
 @app.command(epilog="Example: engine submit --run runs/first")
@@ -242,8 +277,8 @@ def cv(
 ) -> None:
     """Cross-validate the whole job: train what is missing, stack, show GAP with an interval. No --data: the demo's."""
     from engine import pipeline
+    from engine.boards import show_leaderboard
     from engine.console import ConsoleProgress
-    from engine.show import show_leaderboard
 
     progress = ConsoleProgress()
     if data is None and run is None:
@@ -271,8 +306,9 @@ def demo(
     from dataclasses import asdict
 
     from engine import pipeline
+    from engine.boards import show_leaderboard
     from engine.console import ConsoleProgress, print_json, stdout
-    from engine.show import show_leaderboard, show_score
+    from engine.show import show_score
 
     progress = ConsoleProgress()
     data, run, config = pipeline.demo_inputs(run, config, progress)

@@ -14,20 +14,10 @@ from engine.core.errors import ConfigError, DataError, did_you_mean
 from engine.core.runs import Run
 from engine.core.storage import atomic_path
 from engine.core.tables import ANSWERS
-from engine.pipeline import (
-    ANSWERS_OOF,
-    ANSWERS_TEST,
-    SPLITS,
-    STACK,
-    STACKER,
-    Evidence,
-    RunRequest,
-    _load_evidence,
-    _load_tables,
-    find_data,
-    member_recipes,
-    resolve_config,
-)
+from engine.pipeline.artifacts import ANSWERS_OOF, ANSWERS_TEST, STACK, STACKER
+from engine.pipeline.evidence import Evidence, load_evidence
+from engine.pipeline.photos import SPLITS, load_tables
+from engine.pipeline.request import RunRequest, find_data, member_recipes, resolve_config
 from stacking.explain import Explanation, explain_answer
 from stacking.stacker import load_stacker
 from zoo.neighbours import Neighbour, draw_neighbours, nearest_photos, stored_embeddings
@@ -60,10 +50,10 @@ def explain_query(
     """
     run = Run(run_folder)
     config = resolve_config(run, RunRequest(run_folder))
-    catalog, folds = _load_tables(run)
+    catalog, folds = load_tables(run)
     photo = _find_photo(catalog, query)
     in_test = photo["split"] == "test"
-    evidence = _only(_load_evidence(run, config, "test" if in_test else "oof"), query)
+    evidence = _only(load_evidence(run, config, "test" if in_test else "oof"), query)
     explained = explain_answer(
         query,
         run.load_table(ANSWERS_TEST if in_test else ANSWERS_OOF, ANSWERS, made_by=STACK),

@@ -19,8 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from engine.core.config import ValidationConfig
 from engine.core.gap import Difference, bootstrap_difference, score_queries
-from stacking.baselines import fit_logistic
-from stacking.evaluate import Fit, Predict
+from stacking.baselines import Fit, Predict, fit_logistic
 from stacking.features import GATE, P_LANDMARK
 from stacking.scoring import score_fit
 

@@ -19,14 +19,14 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.core.errors import ArtifactError
 from stacking.features import KEYS, P_LANDMARK, SCORE_FLOOR, feature_names
+from stacking.scales import find_bounded, straighten_all
 
-LOGIT_FLOOR: Final = 1e-6  # as the members' score floor; bounds a logit to about 14
 VOTES: Final = 3  # of a member for a query; the winner of GLR 2020 let the three nearest photos of each model vote
 VOTE_SCALE: Final = 25.0  # of cosines in the softmax of a neighbours head, as its recipe in the zoo has it
 UNHEARD: Final = -6.0  # below any vote, which is at least -4 and ln(SCORE_FLOOR) / VOTE_SCALE
 
-Rule = Callable[[pd.DataFrame], NDArray[np.float64]]
-Fit = Callable[[pd.DataFrame, NDArray[np.bool_]], Rule]  # of rows [N] and which of them are right [N]
+Predict = Callable[[pd.DataFrame], NDArray[np.float64]]
+Fit = Callable[[pd.DataFrame, NDArray[np.bool_]], Predict]  # of rows [N] and which of them are right [N]
 
 
 def mean_score(rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -135,20 +135,20 @@ def _gate(rows: pd.DataFrame) -> NDArray[np.float64]:
     return rows[P_LANDMARK].to_numpy(dtype=np.float64)
 
 
-_RULES: Final[Mapping[str, Rule]] = {
+_RULES: Final[Mapping[str, Predict]] = {
     "mean": mean_score,
     "geometric-mean": geometric_score,
     "rank-mean": reciprocal_rank_score,
 }
-_GATED_RULES: Final[Mapping[str, Rule]] = {
+_GATED_RULES: Final[Mapping[str, Predict]] = {
     "gated-mean": gated_mean_score,
     "gated-geometric-mean": gated_geometric_score,
     "gated-rank-mean": gated_reciprocal_rank_score,
 }
-_WINNER_RULES: Final[Mapping[str, Rule]] = {"glr2020-winner": glr2020_winner_score}
+_WINNER_RULES: Final[Mapping[str, Predict]] = {"glr2020-winner": glr2020_winner_score}
 
 
-def choose_rules(rows: pd.DataFrame) -> Mapping[str, Rule]:
+def choose_rules(rows: pd.DataFrame) -> Mapping[str, Predict]:
     """The rules that can be applied to these rows, by name.
 
     The gated ones only where there was a gate, the winner's only where a member knows of photos of nothing.
@@ -181,7 +181,7 @@ class LogisticStack:
         if missing:
             raise ArtifactError(f"the logistic stack reads features that these rows lack: {', '.join(missing)}")
         values = rows[list(self.features)].to_numpy(dtype=np.float64)
-        probability: NDArray[np.float64] = self.model.predict_proba(_straighten(values, self.bounded))[:, 1]
+        probability: NDArray[np.float64] = self.model.predict_proba(straighten_all(values, self.bounded))[:, 1]
         return probability
 
 
@@ -195,13 +195,7 @@ def fit_logistic(rows: pd.DataFrame, right: NDArray[np.bool_]) -> LogisticStack:
     features = feature_names(rows)
     order = np.lexsort([rows[key].rank(method="dense") for key in reversed(KEYS)])  # so that theirs never matters
     values = rows[list(features)].to_numpy(dtype=np.float64)[order]
-    bounded = (values.min(axis=0) >= 0) & (values.max(axis=0) <= 1)
+    bounded = find_bounded(values)
     # newton-cholesky: exact in some ten steps where rows far outnumber features
     model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
-    return LogisticStack(features, bounded, model.fit(_straighten(values, bounded), right[order]))
-
-
-def _straighten(values: NDArray[np.float64], bounded: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Logits of what lies within 0..1, signed logarithms of the rest: scales on which evidence adds up."""
-    clipped = np.clip(values, LOGIT_FLOOR, 1 - LOGIT_FLOOR)
-    return np.where(bounded, np.log(clipped / (1 - clipped)), np.sign(values) * np.log1p(np.abs(values)))
+    return LogisticStack(features, bounded, model.fit(straighten_all(values, bounded), right[order]))

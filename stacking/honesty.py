@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.core.config import ValidationConfig
 from engine.core.gap import score_queries
 from stacking.answers import pick_answers
-from stacking.evaluate import Fit
+from stacking.baselines import Fit
 from stacking.scoring import lay_answers, score_fit
 
 DRAWS: Final = 100  # of chance: its mean is known to a tenth of its spread

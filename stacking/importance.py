@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from engine.core.config import ValidationConfig
 from engine.core.gap import score_queries
 from stacking.answers import pick_answers
-from stacking.evaluate import Fit, Predict, cross_predict
+from stacking.baselines import Fit, Predict
+from stacking.evaluate import cross_predict
 from stacking.scoring import lay_answers
 
 OF_QUERY = "query."  # begins the name of a feature that is the same in all rows of a query

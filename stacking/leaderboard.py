@@ -20,13 +20,12 @@ from engine.core.errors import DataError
 from engine.core.gap import (
     Difference,
     ScoredQueries,
-    align,
     bootstrap_difference,
     bootstrap_gap,
-    prevalence_weights,
     score_queries,
 )
 from stacking.evaluate import Entry, Kind
+from stacking.scoring import lay_answers
 
 SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
 
@@ -66,11 +65,13 @@ class Comparison:
     Attributes:
         ours: an entry's name.
         theirs: another's.
+        kind: the other's.
         difference: our GAP minus theirs.
     """
 
     ours: str
     theirs: str
+    kind: Kind
     difference: Difference
 
 
@@ -88,7 +89,7 @@ def rank_entries(
     Raises:
         DataError: when no query shows a landmark, or an answer is about an unknown query.
     """
-    rows = [_score_entry(entry, _align(entry, queries, config), config, seed) for entry in entries]
+    rows = [_score_entry(entry, lay_answers(entry.answers, queries, config), config, seed) for entry in entries]
     return sorted(rows, key=lambda row: (-row["gap"], row["name"]))
 
 
@@ -100,7 +101,7 @@ def score_by_size(entries: Sequence[Entry], queries: pd.DataFrame, config: Valid
         queries: likewise, with width and height in pixels.
         config: prevalence, of all queries together: one band may show no landmark, or nothing else.
     """
-    aligned = {entry.name: _align(entry, queries, config) for entry in entries}
+    aligned = {entry.name: lay_answers(entry.answers, queries, config) for entry in entries}
     place = np.searchsorted(SIZE_BOUNDS, queries[["width", "height"]].min(axis="columns"), side="right")
     shown = queries["landmark_id"].notna().to_numpy()
     bands = []
@@ -147,21 +148,16 @@ def compare_stack(
         level=config.confidence_level,
         rng=np.random.default_rng(seed),
     )
-    return Comparison(ours.name, theirs.name, difference)
+    return Comparison(ours.name, theirs.name, against, difference)
 
 
 def _best(
     entries: Sequence[Entry], kind: Kind, queries: pd.DataFrame, config: ValidationConfig
 ) -> tuple[Entry, ScoredQueries]:
-    aligned = [(entry, _align(entry, queries, config)) for entry in entries if entry.kind == kind]
+    aligned = [(entry, lay_answers(entry.answers, queries, config)) for entry in entries if entry.kind == kind]
     if not aligned:
         raise DataError(f"there is no {kind} to compare")
     return min(aligned, key=lambda pair: (-score_queries(pair[1]), pair[0].name))
-
-
-def _align(entry: Entry, queries: pd.DataFrame, config: ValidationConfig) -> ScoredQueries:
-    weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), config.prevalence)
-    return align(entry.answers, queries, weights=weights)
 
 
 def _score_entry(entry: Entry, queries: ScoredQueries, config: ValidationConfig, seed: int) -> LeaderboardRow:

@@ -22,14 +22,14 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import ArtifactError, DataError
 from engine.core.gap import Difference, align, bootstrap_difference, prevalence_weights, score_queries
-from stacking.baselines import LOGIT_FLOOR
+from stacking.scales import find_bounded, straighten_all
 
 SHARES: Final = (0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # from few, as in the challenge's test sets, to most
 
@@ -70,7 +70,7 @@ class Presence:
                 f"presence is told from features that these queries lack: {', '.join(missing)}",
                 hint="the members changed since it was fitted; run 'engine stack' again",
             )
-        values = _straighten(table[list(self.features)], np.array(self.bounded))
+        values = straighten_all(table[list(self.features)].to_numpy(dtype=np.float64), np.array(self.bounded))
         terms = np.ascontiguousarray((values - self.mean) / self.scale * self.weights)
         # summed row by row, not by BLAS: a query's last digit must not depend on how many are asked with it
         return pd.Series(expit(terms.sum(axis=1) + self.bias), index=table.index, name="presence")
@@ -138,11 +138,12 @@ def fit_presence(table: pd.DataFrame, shows: NDArray[np.bool_]) -> Presence:
         )
     order = table.index.argsort()  # sums depend on the order in their last digit
     table, shows = table.iloc[order], shows[order]
-    bounded = ((table.min() >= 0) & (table.max() <= 1)).to_numpy()
+    values = table.to_numpy(dtype=np.float64)
+    bounded = find_bounded(values)
     scaler = StandardScaler()
-    values = scaler.fit_transform(_straighten(table, bounded))
+    straight = scaler.fit_transform(straighten_all(values, bounded))
     # newton-cholesky: exact in some ten steps where rows far outnumber features
-    model = LogisticRegression(solver="newton-cholesky").fit(values, shows)
+    model = LogisticRegression(solver="newton-cholesky").fit(straight, shows)
     return Presence(
         features=tuple(table.columns),
         bounded=tuple(bounded.tolist()),
@@ -174,6 +175,12 @@ def cross_presence(rows: pd.DataFrame, scores: Values, queries: pd.DataFrame) ->
         fit_presence(table[fold != held], shows[fold != held]).predict(table[fold == held]) for held in np.unique(fold)
     ]
     return pd.concat(parts).reindex(queries["id"], fill_value=0.0)
+
+
+def can_be_told(queries: pd.DataFrame) -> bool:
+    """Whether queries of both kinds stand outside every fold: id, fold, landmark_id."""
+    shows, fold = queries["landmark_id"].notna(), queries["fold"]
+    return all(shows[fold != held].nunique() == 2 for held in fold.unique())
 
 
 def correct_confidence(p: Values, presence: Values, *, trained: float, wanted: float) -> Values:
@@ -272,11 +279,3 @@ def sensitivity(
         )
         curve.append(Sensitivity(share, score_queries(plain), score_queries(corrected), difference))
     return curve
-
-
-def _straighten(table: pd.DataFrame, bounded: NDArray[np.bool_]) -> Values:
-    """[Q, F] logits of what lies within 0..1, signed logarithms of the rest: scales on which evidence adds up."""
-    values = table.to_numpy(dtype=np.float64)
-    inside = np.clip(values, LOGIT_FLOOR, 1 - LOGIT_FLOOR)
-    straight: Values = np.where(bounded, logit(inside), np.sign(values) * np.log1p(np.abs(values)))
-    return straight

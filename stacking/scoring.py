@@ -11,7 +11,8 @@ import pandas as pd
 from engine.core.config import ValidationConfig
 from engine.core.gap import ScoredQueries, align, prevalence_weights
 from stacking.answers import pick_answers
-from stacking.evaluate import Fit, cross_predict
+from stacking.baselines import Fit
+from stacking.evaluate import cross_predict
 
 
 def lay_answers(answers: pd.DataFrame, queries: pd.DataFrame, config: ValidationConfig) -> ScoredQueries:

@@ -4,8 +4,9 @@ Each stage reads what the run holds, verified by its hash, and writes what the n
 inside the stages, so that a command loads only what it uses.
 """
 
-from engine.pipeline.answering import read_leaderboard, stack
+from engine.pipeline.answering import stack
 from engine.pipeline.demo import demo_inputs, demo_solution
+from engine.pipeline.leaderboard import read_leaderboard, study
 from engine.pipeline.photos import check_data
 from engine.pipeline.request import RunRequest
 from engine.pipeline.submitting import check_file, score, submit
@@ -34,6 +35,7 @@ __all__ = [
     "score",
     "show_batch",
     "stack",
+    "study",
     "submit",
     "train_zoo",
 ]

@@ -1,43 +1,42 @@
-"""Candidates to answers: the stacker, its calibration, and the cross-validated leaderboard."""
+"""Candidates to answers: the stack out of fold, its calibration, and its answers to the test set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from engine.core.catalog import usable
-from engine.core.config import EngineConfig, StackConfig, flatten
-from engine.core.folds import TEST_FOLD, class_sizes, oof_truth
+from engine.core.config import EngineConfig, flatten
 from engine.core.progress import Progress
 from engine.core.runs import TRAIN_ZOO, Run
 from engine.core.storage import read_json, write_json
-from engine.core.tables import ANSWERS, CANDIDATES, QUERY_FEATURES, TableSchema
-from engine.pipeline.photos import load_tables
-from engine.pipeline.request import RunRequest, member_recipes, resolve_config
+from engine.core.tables import ANSWERS, QUERY_FEATURES
+from engine.pipeline.artifacts import (
+    ANSWERS_OOF,
+    ANSWERS_TEST,
+    CALIBRATION,
+    METHODS_OOF,
+    PRESENCE,
+    PRESENCE_OOF,
+    STACK,
+    STACK_VERSION,
+    STACKER,
+)
+from engine.pipeline.evidence import Evidence, load_evidence
+from engine.pipeline.leaderboard import make_leaderboard
+from engine.pipeline.request import RunRequest, resolve_config
 
 if TYPE_CHECKING:
-    from stacking.evaluate import Kind
-    from stacking.leaderboard import Comparison, LeaderboardRow
     from zoo.photo_set import Part
 
-STACK = "engine stack --oof"
-STACK_VERSION = 5  # of what the stack writes; raised when a change of code changes results
-STACKER = "stack/stacker.json"
-ANSWERS_OOF = "stack/answers.oof.parquet"
-ANSWERS_TEST = "stack/answers.test.parquet"
-CALIBRATION = "stack/calibration.json"
-LEADERBOARD = "stack/leaderboard.json"
-WEIGHTS = "weights.safetensors"
-COMPARED: tuple[Kind, ...] = ("member", "baseline")  # what the stack has to beat
 PARTS: tuple[Part, ...] = ("oof", "test")
+AFTER_FITTING = ("calibration", "correct", "transductive", "blank_below")  # settings that change confidences alone
 
 
 def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> None:
-    """Fit the stacker, calibrate it out of fold, and answer the test set; cross-validate all else when asked to.
+    """Fit the stack, calibrate it out of fold, and answer the test set; cross-validate all else when asked to.
 
     Raises:
         ArtifactError: when the members' scores are not there or are damaged.
@@ -45,91 +44,46 @@ def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> N
     run = Run(request.run)
     with run.locked():
         config = resolve_config(run, request)
-        evidence = {part: _load_evidence(run, config, part) for part in PARTS}
+        evidence = {part: load_evidence(run, config, part) for part in PARTS}
         _answer_out_of_fold(run, config, evidence["oof"], progress)
         _calibrate(run, config, evidence["oof"], progress)
         _answer_test_set(run, config, evidence, progress)
         if cross_validate:
-            _cross_validate(run, config, evidence["oof"], progress)
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the stacker knows of some queries.
-
-    Attributes:
-        candidates: of all members.
-        features: of all members and the gate.
-        sizes: of the classes, per fold.
-        queries: id, fold, landmark_id, width, height.
-        members: their names.
-        inputs: hashes of the files this was read from.
-    """
-
-    candidates: pd.DataFrame
-    features: pd.DataFrame
-    sizes: pd.DataFrame
-    queries: pd.DataFrame
-    members: list[str]
-    inputs: dict[str, Any]
-
-    def rows(self, config: StackConfig) -> pd.DataFrame:
-        """The stacker's rows."""
-        from stacking.features import build_rows
-
-        return build_rows(
-            self.candidates, self.features, self.sizes, self.queries, self.members,
-            per_member=config.candidates_per_member,
-        )  # fmt: skip
-
-
-def _load_evidence(run: Run, config: EngineConfig, part: Part) -> Evidence:
-    catalog, folds = load_tables(run)
-    if part == "oof":
-        queries = oof_truth(catalog, folds)
-    else:
-        queries = usable(catalog, "test")[["id"]].assign(fold=TEST_FOLD, landmark_id=None)
-    members = [recipe.name for recipe in member_recipes(config)]
-    scored = [f"scores/{member}.{part}.parquet" for member in members] if len(queries) else []
-    heard = [f"scores/{member}.{part}.queries.parquet" for member in members] if len(queries) else []
-    if config.gate.enabled and len(queries):
-        heard.append(f"gate/{part}.parquet")
-    return Evidence(
-        candidates=_load_all(run, scored, CANDIDATES),
-        features=_load_all(run, heard, QUERY_FEATURES),
-        sizes=class_sizes(catalog, folds),
-        queries=queries.merge(catalog[["id", "width", "height"]], on="id"),
-        members=members,
-        inputs={
-            name: run.hash_of(name, made_by=TRAIN_ZOO) for name in ["catalog.parquet", "folds.parquet", *scored, *heard]
-        },
-    )
-
-
-def _load_all(run: Run, names: Sequence[str], schema: TableSchema) -> pd.DataFrame:
-    tables = [run.load_table(name, schema, made_by=TRAIN_ZOO) for name in names]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(schema.columns))
-
-
-def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
-    """The stack's answers to every query, each by a stacker fitted on the other folds."""
-    from stacking.evaluate import enter_stack
-
-    inputs = _fitted_from(config, evidence)
-    if run.is_fresh(ANSWERS_OOF, inputs):
-        return
-    rows = evidence.rows(config.stack)
-    with progress.task("stack out of fold", 1, "stack") as advance:
-        entry = enter_stack(rows, evidence.queries, config.stack, seed=config.seed, threads=config.cores)
-        advance(1, "")
-    run.save_table(ANSWERS_OOF, entry.answers, ANSWERS, inputs, {"seconds": entry.fit_seconds})
+            make_leaderboard(run, config, evidence["oof"], progress)
 
 
 def _fitted_from(config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
-    """What a stacker is made from; its confidences are calibrated later."""
+    """What a stack is made from, before its confidences are changed."""
     settings = flatten(config.stack, "stack")
-    del settings["stack.calibration"]
+    for name in AFTER_FITTING:
+        settings.pop(f"stack.{name}", None)
     return evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
+
+
+def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
+    """The stack's answers to every query, each by a stack that was fitted and chosen on the other folds."""
+    from stacking.evaluate import cross_stack
+    from stacking.prevalence import can_be_told, cross_presence, fit_presence, query_table
+
+    inputs = _fitted_from(config, evidence)
+    if all(run.is_fresh(name, inputs) for name in (METHODS_OOF, PRESENCE_OOF, PRESENCE, ANSWERS_OOF)):
+        return
+    rows, queries = evidence.rows(config.stack), evidence.queries
+    with progress.task("stack out of fold", config.folds.count, "fold") as advance:
+        found = cross_stack(rows, queries, config.stack, seed=config.seed, threads=config.cores, advance=advance)
+    own, *methods = found.entries
+    shows = queries.set_index("id")["landmark_id"].notna()
+    presence, told = shows * 0.0 + 1.0, None  # as long as nothing tells it, every photo may show one
+    if can_be_told(queries):
+        presence, table = cross_presence(rows, found.scores, queries), query_table(rows, found.scores)
+        told = asdict(fit_presence(table, shows.loc[table.index].to_numpy()))
+    run.save_table(METHODS_OOF, pd.concat([each.answers for each in methods]), ANSWERS, inputs)
+    features = pd.DataFrame({"member": "stack", "query": presence.index, "presence": presence.to_numpy()})
+    run.save_table(PRESENCE_OOF, features, QUERY_FEATURES, inputs)
+    write_json(run.path(PRESENCE), {"presence": told, "trained": float(shows.mean())})
+    run.record(PRESENCE, kind="presence", version=STACK_VERSION, inputs=inputs)
+    facts = {"seconds": own.fit_seconds, "methods": list(found.methods), "inner": found.inner, "outer": found.outer}
+    run.save_table(ANSWERS_OOF, own.answers, ANSWERS, inputs, facts)
 
 
 def _calibrate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
@@ -153,100 +107,55 @@ def _calibrate(run: Run, config: EngineConfig, evidence: Evidence, progress: Pro
 
 
 def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evidence], progress: Progress) -> None:
-    from stacking.calibration import Calibration
-    from stacking.evaluate import answer_queries
+    from stacking.evaluate import groups_of
     from stacking.features import mark_right
-    from stacking.stacker import fit_stacker, load_stacker, save_stacker
+    from stacking.fitting import fit_stacker
+    from stacking.stacker import save_stacker
 
     learned, asked = evidence["oof"], evidence["test"]
     inputs = _fitted_from(config, learned)
     if not run.is_fresh(STACKER, inputs):
         rows = learned.rows(config.stack)
-        right = mark_right(rows, learned.queries)
-        save_stacker(run.path(STACKER), fit_stacker(rows, right, config.stack, seed=config.seed, threads=config.cores))
-        run.record(STACKER, kind="stacker", version=STACK_VERSION, inputs=inputs, facts={"rows": len(rows)})
-        progress.say(f"stacker: fitted on {len(rows)} candidates of {len(learned.queries)} queries")
-    made_from = {name: run.hash_of(name, made_by=STACK) for name in (STACKER, CALIBRATION)}
-    inputs = asked.inputs | made_from | {"version": STACK_VERSION}
+        right, groups = mark_right(rows, learned.queries), groups_of(rows, learned.queries)
+        with progress.task("stack", 1, "fit") as advance:
+            best = fit_stacker(rows, right, groups, config.stack, seed=config.seed, threads=config.cores)
+            advance(1, best.stacker.method)
+        save_stacker(run.path(STACKER), best.stacker)
+        facts = {"rows": len(rows), "method": best.stacker.method, "gap": best.gap}
+        run.record(STACKER, kind="stacker", version=STACK_VERSION, inputs=inputs, facts=facts)
+        progress.say(
+            f"stack: {best.stacker.method}, fitted on {len(rows)} candidates of {len(learned.queries)} queries"
+        )
+    made_from = {name: run.hash_of(name, made_by=STACK) for name in (STACKER, CALIBRATION, PRESENCE)}
+    chosen = {f"stack.{name}": getattr(config.stack, name) for name in AFTER_FITTING}
+    made_from |= chosen | {"prevalence": config.validation.prevalence, "version": STACK_VERSION}
+    inputs = asked.inputs | made_from
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
-        stacker = load_stacker(run.verified(STACKER, made_by=STACK))
-        calibration = Calibration(**read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"])
-        rows = asked.rows(config.stack)
-        answers = answer_queries(stacker, calibration, rows, asked.queries, threads=config.cores)
-        run.save_table(ANSWERS_TEST, answers, ANSWERS, inputs)
-        progress.say(f"stacker: answered {len(answers)} test queries")
+        run.save_table(ANSWERS_TEST, _answer(run, config, asked, progress), ANSWERS, inputs)
+        progress.say(f"stack: answered {len(asked.queries)} test queries")
 
 
-def _cross_validate(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
-    """Nested cross-validation of the members, the baselines and the stack; writes the leaderboard."""
-    from stacking.evaluate import Entry, enter_baselines, enter_members
-    from stacking.leaderboard import compare_stack, rank_entries, score_by_size
-    from stacking.oracles import enter_oracles
+def _answer(run: Run, config: EngineConfig, asked: Evidence, progress: Progress) -> pd.DataFrame:
+    """The stack's answers to the test set, with the confidences that the settings ask for."""
+    from stacking.blanking import blank_below
+    from stacking.calibration import Calibration
+    from stacking.evaluate import answer_queries
+    from stacking.prevalence import Presence, correct_answers, query_table
+    from stacking.stacker import load_stacker
+    from stacking.transductive import correct_to_test
 
-    settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
-    inputs = evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
-    if run.is_fresh(LEADERBOARD, inputs):
-        return
-    queries = evidence.queries
-    with progress.task("cross-validate", 3, "step") as advance:
-        rows = evidence.rows(config.stack)
-        advance(1, "rows made")
-        entries = enter_members(evidence.candidates, queries, _fit_seconds(run, evidence.members))
-        entries += enter_baselines(rows, queries)
-        advance(1, "baselines fitted")
-        answers = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
-        stacked = Entry("stack", "stack", answers, run.entry(ANSWERS_OOF).facts["seconds"])
-        entries.append(stacked)
-        ranked = rank_entries(entries, queries, config.validation, seed=config.seed)
-        pairs = {
-            kind: compare_stack(entries, queries, config.validation, seed=config.seed, against=kind)
-            for kind in COMPARED
-        }
-        oracles = [stacked, *enter_oracles(rows, stacked.answers, queries)]
-        more = {
-            "sizes": score_by_size(entries, queries, config.validation),
-            "calibration": read_json(run.verified(CALIBRATION, made_by=STACK)),
-            "oracles": rank_entries(oracles, queries, config.validation, seed=config.seed),
-        }
-        advance(1, "intervals drawn")
-    write_json(run.path(LEADERBOARD), _describe_board(config, queries, ranked, pairs) | more)
-    run.record(LEADERBOARD, kind="leaderboard", version=STACK_VERSION, inputs=inputs)
-
-
-def _fit_seconds(run: Run, members: Sequence[str]) -> dict[str, float]:
-    """What each member's training took over all folds; embeddings, which members may share, are not counted."""
-    weights = {member: [n for n in run.names(f"zoo/{member}/") if n.endswith(WEIGHTS)] for member in members}
-    return {member: sum(run.entry(name).facts["seconds"] for name in names) for member, names in weights.items()}
-
-
-def _describe_board(
-    config: EngineConfig,
-    queries: pd.DataFrame,
-    rows: Sequence[LeaderboardRow],
-    pairs: Mapping[Kind, Comparison],
-) -> dict[str, Any]:
-    known, unseen = int(queries["landmark_id"].notna().sum()), int(queries["unseen"].sum())
-    share = config.validation.prevalence
-    weighing = "each counts once" if share is None else f"weighted so that {share:.0%} of them show a known landmark"
-    counts = f"{known} show a known landmark, {unseen} one their models never saw, {len(queries) - known - unseen} none"
-    notes = [f"{len(queries)} queries, scored by models that saw neither them nor duplicates: {counts}; {weighing}."]
-    notes += [
-        f"{pair.ours} against the best {kind}, {pair.theirs}: {pair.difference.estimate:+.4f} "
-        f"({pair.difference.low:+.4f} .. {pair.difference.high:+.4f}, p = {pair.difference.p_value:.3f})"
-        for kind, pair in pairs.items()
-    ]
-    return {
-        "title": f"Cross-validated GAP, {config.folds.count} folds",
-        "interval": f"{config.validation.confidence_level:.0%} interval",
-        "rows": list(rows),
-        "notes": notes,
-    }
-
-
-def read_leaderboard(run_folder: Path) -> dict[str, Any]:
-    """The leaderboard of a run: title, interval, rows, notes, sizes, oracles, calibration.
-
-    Raises:
-        ArtifactError: when there is none yet.
-    """
-    return read_json(Run(run_folder).verified(LEADERBOARD, made_by=STACK))
+    stacker = load_stacker(run.verified(STACKER, made_by=STACK))
+    calibration = Calibration(**read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"])
+    rows = asked.rows(config.stack)
+    scores = stacker.predict(rows, threads=config.cores)
+    answers = answer_queries(scores, calibration, rows, asked.queries)
+    told = read_json(run.verified(PRESENCE, made_by=STACK))
+    wanted = config.validation.prevalence if config.stack.correct else None
+    if told["presence"] is not None and (wanted is not None or config.stack.transductive):
+        presence = Presence(**told["presence"]).predict(query_table(rows, scores))
+        if wanted is not None:
+            answers = correct_answers(answers, presence, trained=told["trained"], wanted=wanted)
+        else:
+            answers, share = correct_to_test(answers, presence, trained=told["trained"])
+            progress.say(f"transductive: {share:.1%} of the test photos seem to show a known landmark")
+    return answers if config.stack.blank_below is None else blank_below(answers, config.stack.blank_below)

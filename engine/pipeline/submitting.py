@@ -15,7 +15,7 @@ from engine.core.errors import DataError, SubmissionError, raise_problems
 from engine.core.progress import Progress
 from engine.core.runs import TRAIN_ZOO, Run
 from engine.core.tables import ANSWERS, CATALOG
-from engine.pipeline.answering import ANSWERS_TEST, STACK
+from engine.pipeline.artifacts import ANSWERS_TEST, STACK
 
 if TYPE_CHECKING:
     from submissions.score import Score

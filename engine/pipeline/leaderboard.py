@@ -1,0 +1,274 @@
+"""The cross-validated leaderboard of a run, and the studies that stand beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from engine.core.config import EngineConfig, flatten
+from engine.core.progress import Progress
+from engine.core.runs import Run
+from engine.core.storage import read_json, write_json
+from engine.core.tables import ANSWERS, QUERY_FEATURES
+from engine.pipeline.artifacts import (
+    ANSWERS_OOF,
+    CALIBRATION,
+    LEADERBOARD,
+    METHODS_OOF,
+    PRESENCE_OOF,
+    STACK,
+    STACK_VERSION,
+    STACKER,
+    STUDIES,
+)
+from engine.pipeline.evidence import Evidence, load_evidence
+from engine.pipeline.photos import load_tables
+from engine.pipeline.request import RunRequest, resolve_config
+
+if TYPE_CHECKING:
+    from stacking.evaluate import Entry, Kind
+    from stacking.leaderboard import Comparison
+
+WEIGHTS = "weights.safetensors"
+COMPARED: tuple[Kind, ...] = ("member", "baseline")  # what the stack has to beat
+COSTLIEST = 50  # queries that the leaderboard keeps: a few screens
+REPEATS = 5  # permutations of each group of features
+
+
+def make_leaderboard(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
+    """Score the members, the baselines, the methods and the stack, each without a query's own fold."""
+    from stacking.evaluate import enter_baselines, enter_members
+    from stacking.leaderboard import compare_stack, rank_entries
+
+    settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
+    inputs = evidence.inputs | settings | {"seed": config.seed, "version": STACK_VERSION}
+    if run.is_fresh(LEADERBOARD, inputs):
+        return
+    queries, validation = evidence.queries, config.validation
+    with progress.task("cross-validate", 4, "step") as advance:
+        rows = evidence.rows(config.stack)
+        advance(1, "rows made")
+        entries = enter_members(evidence.candidates, queries, _fit_seconds(run, evidence.members))
+        entries += enter_baselines(rows, queries)
+        advance(1, "baselines fitted")
+        stacked = _enter_stack(run, config, queries)
+        entries += stacked
+        ranked = rank_entries(entries, queries, validation, seed=config.seed)
+        pairs = [compare_stack(entries, queries, validation, seed=config.seed, against=kind) for kind in COMPARED]
+        advance(1, "intervals drawn")
+        more = _look_closer(run, config, evidence, rows, entries)
+        advance(1, "answers looked at")
+    facts = run.entry(ANSWERS_OOF).facts
+    notes = [*_describe_queries(config, queries), *map(_describe_pair, pairs), *_describe_choice(facts, more)]
+    board = {
+        "title": f"Cross-validated GAP, {config.folds.count} folds",
+        "interval": f"{validation.confidence_level:.0%} interval",
+        "rows": ranked,
+        "notes": notes,
+        "pairs": {pair.theirs: asdict(pair) for pair in pairs},
+        "choice": {name: facts[name] for name in ("methods", "inner", "outer")},
+    }
+    write_json(run.path(LEADERBOARD), board | more)
+    run.record(LEADERBOARD, kind="leaderboard", version=STACK_VERSION, inputs=inputs)
+
+
+def _enter_stack(run: Run, config: EngineConfig, queries: pd.DataFrame) -> list[Entry]:
+    """The stack, then each method; for another prevalence the stack's confidences are corrected."""
+    from stacking.evaluate import Entry
+    from stacking.prevalence import correct_answers
+
+    seconds = run.entry(ANSWERS_OOF).facts["seconds"]
+    methods = run.load_table(METHODS_OOF, ANSWERS, made_by=STACK)
+    parts = {str(name): part.reset_index(drop=True) for name, part in methods.groupby("decided_by", sort=False)}
+    entries = [Entry(name, "method", part, seconds) for name, part in parts.items()]
+    answers, wanted = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), config.validation.prevalence
+    if wanted is None or not config.stack.correct:
+        return [Entry("stack", "stack", answers, seconds), *entries]
+    entries.append(Entry("stack, not corrected", "method", answers, seconds))
+    trained = float(queries["landmark_id"].notna().mean())
+    calibrated = _calibrated(run, answers, queries)
+    corrected = correct_answers(calibrated, _presence(run), trained=trained, wanted=wanted)
+    return [Entry("stack", "stack", corrected, seconds), *entries]
+
+
+def _presence(run: Run) -> pd.Series[float]:
+    """P(each query shows a landmark that its models know), out of fold, by query id."""
+    presence: pd.Series[float] = run.load_table(PRESENCE_OOF, QUERY_FEATURES, made_by=STACK).set_index("query")[
+        "presence"
+    ]
+    return presence
+
+
+def _calibrated(run: Run, answers: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
+    """The stack's answers with the probabilities that they are right, each fold's learned on the others."""
+    from stacking.evaluate import cross_calibrated
+
+    method = read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"]["method"]
+    return cross_calibrated(answers, queries, method)
+
+
+def _look_closer(
+    run: Run, config: EngineConfig, evidence: Evidence, rows: pd.DataFrame, entries: Sequence[Entry]
+) -> dict[str, Any]:
+    """The tables beside the leaderboard."""
+    from stacking.ablation import measure_gate
+    from stacking.blanking import blanking_costs
+    from stacking.costs import find_costs
+    from stacking.evaluate import Entry
+    from stacking.leaderboard import rank_entries, score_by_size
+    from stacking.oracles import enter_oracles
+    from stacking.prevalence import SHARES, can_be_told, sensitivity
+    from stacking.transductive import enter_transductive
+
+    queries, validation, seed = evidence.queries, config.validation, config.seed
+    [own] = [entry for entry in entries if entry.kind == "stack"]
+    calibrated = _calibrated(run, run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), queries)
+    plain = Entry("stack", "stack", calibrated, own.fit_seconds)
+    gate, costly = measure_gate(evidence.features, queries), find_costs(own.answers, queries, evidence.candidates)
+    found: dict[str, Any] = {
+        "sizes": score_by_size(entries, queries, validation),
+        "calibration": read_json(run.verified(CALIBRATION, made_by=STACK)),
+        "oracles": rank_entries([own, *enter_oracles(rows, own.answers, queries)], queries, validation, seed=seed),
+        "costs": costly.head(COSTLIEST).to_dict("records"),
+        "blanking": [asdict(each) for each in blanking_costs(calibrated, queries, validation, seed=seed)],
+        "gate": None if gate is None else asdict(gate),
+        "prevalence": [],
+        "transductive": [],
+    }
+    if can_be_told(queries):
+        presence = _presence(run)
+        curve = sensitivity(calibrated, queries, presence, SHARES, validation, seed=seed)
+        told = enter_transductive(calibrated, queries, presence, evidence.sizes, validation)
+        found["prevalence"] = [asdict(each) for each in curve]
+        found["transductive"] = rank_entries([plain, *told], queries, validation, seed=seed)
+    return found
+
+
+def _fit_seconds(run: Run, members: Sequence[str]) -> dict[str, float]:
+    """What each member's training took over all folds; embeddings, which members may share, are not counted."""
+    weights = {member: [n for n in run.names(f"zoo/{member}/") if n.endswith(WEIGHTS)] for member in members}
+    return {member: sum(run.entry(name).facts["seconds"] for name in names) for member, names in weights.items()}
+
+
+def _describe_queries(config: EngineConfig, queries: pd.DataFrame) -> list[str]:
+    known, unseen = int(queries["landmark_id"].notna().sum()), int(queries["unseen"].sum())
+    share = config.validation.prevalence
+    weighing = "each counts once" if share is None else f"weighted so that {share:.0%} of them show a known landmark"
+    counts = f"{known} show a known landmark, {unseen} one their models never saw, {len(queries) - known - unseen} none"
+    return [f"{len(queries)} queries, scored by models that saw neither them nor duplicates: {counts}; {weighing}."]
+
+
+def _describe_pair(pair: Comparison) -> str:
+    found = pair.difference
+    return (
+        f"{pair.ours} against the best {pair.kind}, {pair.theirs}: {found.estimate:+.4f} "
+        f"({found.low:+.4f} .. {found.high:+.4f}, p = {found.p_value:.3f})"
+    )
+
+
+def _describe_choice(facts: Mapping[str, Any], more: Mapping[str, Any]) -> list[str]:
+    """What was chosen, by how much the choice flatters itself, and how well the gate tells photos apart."""
+    methods, inner, outer = facts["methods"], facts["inner"], facts["outer"]
+    chosen = f"chosen in each fold: {', '.join(methods)}; GAP where it was chosen {inner:.4f}, in the fold that the "
+    notes = [f"{chosen}choice never saw {outer:.4f} ({outer - inner:+.4f}), over photos whose landmark is a candidate"]
+    gate = more["gate"]
+    if gate is not None and gate["landmark"] is not None:
+        notes.append(f"gate: area under its ROC curve {gate['landmark']:.4f} for photos that show any landmark")
+    return notes
+
+
+def read_leaderboard(run_folder: Path) -> dict[str, Any]:
+    """The leaderboard of a run: title, interval, rows, notes, and the tables beside it.
+
+    Raises:
+        ArtifactError: when there is none yet.
+    """
+    return read_json(Run(run_folder).verified(LEADERBOARD, made_by=STACK))
+
+
+def study(request: RunRequest, name: str, progress: Progress) -> dict[str, Any]:
+    """A study of the stack that takes minutes, made when it is first asked for.
+
+    Args:
+        request: the run.
+        name: worth, what each member and the gate add; importance, of the features; checks, whether the validation
+            itself is honest.
+        progress: told of what is fitted.
+
+    Raises:
+        ArtifactError: when the run has no stack yet.
+    """
+    run = Run(request.run)
+    with run.locked():
+        config = resolve_config(run, request)
+        evidence = load_evidence(run, config, "oof")
+        settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
+        inputs = evidence.inputs | settings | {
+            "seed": config.seed, "version": STACK_VERSION, "stacker": run.hash_of(STACKER, made_by=STACK),
+        }  # fmt: skip
+        if not run.is_fresh(STUDIES[name], inputs):
+            with progress.task(f"study {name}", 1, "study") as advance:
+                found = _MAKERS[name](run, config, evidence)
+                advance(1, "")
+            write_json(run.path(STUDIES[name]), found)
+            run.record(STUDIES[name], kind="study", version=STACK_VERSION, inputs=inputs)
+        return read_json(run.verified(STUDIES[name], made_by=STACK))
+
+
+def _study_worth(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+    """The stack without each member and without the gate, and members added one by one."""
+    del run
+    from stacking.ablation import add_members, leave_out
+
+    def make_rows(members: Sequence[str]) -> pd.DataFrame:
+        return evidence.rows(config.stack, members)
+
+    given, validation = (evidence.members, make_rows, evidence.queries), config.validation
+    without = leave_out(*given, _linear_fit(config, evidence), validation, seed=config.seed)
+    return {
+        "without": [asdict(each) for each in without],
+        "added": [asdict(e) for e in add_members(*given, validation)],
+    }
+
+
+def _study_importance(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+    """What the trees used, and the GAP that is lost when features are permuted."""
+    from stacking.importance import group_features, measure_gain, permute_groups
+    from stacking.stacker import load_stacker
+
+    stacker, rows = load_stacker(run.verified(STACKER, made_by=STACK)), evidence.rows(config.stack)
+    grown = [model.trees for model in stacker.models if model.trees]
+    lost = permute_groups(
+        rows, evidence.queries, _linear_fit(config, evidence), group_features(stacker.features), config.validation,
+        repeats=REPEATS, rng=np.random.default_rng(config.seed),
+    )  # fmt: skip
+    return {"gain": measure_gain(stacker.features, grown) if grown else {}, "lost": [asdict(each) for each in lost]}
+
+
+def _study_checks(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+    """Shuffled labels have to teach nothing, and no picture may stand on both sides of a fold."""
+    from stacking.honesty import leaks, shuffled_gap
+
+    rng, fit = np.random.default_rng(config.seed), _linear_fit(config, evidence)
+    shuffled = shuffled_gap(evidence.rows(config.stack), evidence.queries, fit, rng, config.validation)
+    return {"leaks": asdict(leaks(*load_tables(run))), "shuffled": asdict(shuffled) | {"chance?": shuffled.is_chance}}
+
+
+def _linear_fit(config: EngineConfig, evidence: Evidence) -> Any:
+    """The stack's linear method, for studies that fit it dozens of times: a tenth of the time of the trees."""
+    from stacking.evaluate import fit_stack
+
+    linear = config.stack.model_copy(update={"method": "linear"})
+    return fit_stack(evidence.queries, linear, seed=config.seed, threads=config.cores)
+
+
+_MAKERS: Mapping[str, Callable[[Run, EngineConfig, Evidence], dict[str, Any]]] = {
+    "worth": _study_worth,
+    "importance": _study_importance,
+    "checks": _study_checks,
+}
