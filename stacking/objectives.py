@@ -18,7 +18,9 @@ what comes out at the nodes is read back between them: O(N + NODES^2).
 
 `fit_linear` makes the margins that trees start from. On the few thousand rows of a small competition a linear model
 beats trees, which cut the rows up before they have learned what a straight line says at once; on hundreds of thousands
-trees beat it, by what features say together. Trees that start from the line have both.
+trees beat it, by what features say together. Trees that start from the line have both. It wants logits, not
+probabilities: scales on which evidence adds up gave it .010 to .020 of GAP in drawn competitions, and without them it
+was behind trees at any size.
 """
 
 from __future__ import annotations
