@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
 
 from engine.console import print_json, print_table
 
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns, rows
+Table = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]  # title, columns, rows
 
 
 def show_leaderboard(board: Mapping[str, Any], *, as_json: bool) -> None:
@@ -33,8 +33,9 @@ def show_table(board: Mapping[str, Any], name: str, *, as_json: bool) -> None:
         print_json(board if name in STUDIED else board[name])
         return
     print_table(*TABLES[name](board))
-    for note in _NOTES.get(name, lambda _: [])(board):
-        typer.echo(note)
+    if name in _NOTES:
+        for note in _NOTES[name](board):
+            typer.echo(note)
 
 
 def _sizes(board: Mapping[str, Any]) -> Table:
@@ -184,21 +185,19 @@ def show_explanation(found: Mapping[str, Any], *, as_json: bool) -> None:
     typer.echo(f"photo: {found['path']} ({found['split']}); {_truth(found)}")
     if found["gate"] is not None:
         typer.echo(f"gate: shows a landmark with probability {found['gate']:.4f}")
-    rows = [
+    listed = [
         (member, str(each["rank"]), each["landmark_id"], f"{each['score']:.4f}")
-        for member, listed in found["members"].items()
-        for each in listed
+        for member, candidates in found["members"].items()
+        for each in candidates
     ]
-    print_table("What each member says", ("member", "rank", "landmark", "score"), rows)
+    print_table("What each member says", ("member", "rank", "landmark", "score"), listed)
     for judged in found["judged"]:
-        rows = [(each["feature"], f"{each['value']:.4f}", f"{each['contribution']:+.3f}") for each in judged["movers"]]
+        moved = [(each["feature"], f"{each['value']:.4f}", f"{each['contribution']:+.3f}") for each in judged["movers"]]
         title = f"What moved {judged['landmark_id']}: log-odds {judged['base']:+.3f} to {judged['log_odds']:+.3f}"
-        print_table(title, ("feature", "value", "moved by"), rows)
+        print_table(title, ("feature", "value", "moved by"), moved)
     if found["near"]:
-        rows = [
-            (each["id"], each["landmark_id"] or "none", f"{each['cosine']:.4f}", each["path"]) for each in found["near"]
-        ]
-        print_table(f"Nearest training photos by {found['near_by']}", ("photo", "landmark", "cosine", "file"), rows)
+        near = [(row["id"], row["landmark_id"] or "none", f"{row['cosine']:.4f}", row["path"]) for row in found["near"]]
+        print_table(f"Nearest training photos by {found['near_by']}", ("photo", "landmark", "cosine", "file"), near)
     if found["picture"]:
         typer.echo(f"picture: {found['picture']}")
 

@@ -236,7 +236,7 @@ def explain(
     ] = None,
     member: Annotated[
         str | None,
-        typer.Option("--member", help="The frozen member that says which photos are near. Default: the first."),
+        typer.Option("--member", help="The frozen member that says what is near. Default: the first."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
