@@ -334,6 +334,15 @@ def test_a_neighbours_member_tells_how_near_its_queries_are_to_nothing(tmp_path,
     assert trust[photos.ids[is_none & (photos.folds >= 0)]].max() < trust[photos.ids[photos.landmarks == "a"]].median()
 
 
+def test_a_verified_member_with_a_class_for_none_tells_how_near_a_landmarks_photos_are_to_nothing(
+    tmp_path, photos, make_context
+):
+    local = {"local.size": 64, "local.keypoints": 8, "local.candidates": 2}
+    table = run_fold(make_context(tmp_path, photos), load_recipe("tiny-frozen", local), 0)
+    assert table.columns.tolist() == [*CANDIDATES.columns, *EVIDENCE, "inliers"]
+    assert table["support_none_cosine"].abs().max() > 0
+
+
 @pytest.mark.parametrize("folds", [[], [0]], ids=["no negatives", "negatives that one model has not seen"])
 def test_what_not_every_fold_can_tell_is_neither_feature_nor_evidence(tmp_path, photos, make_context, folds):
     kept = _only(photos, (photos.folds < 0) | (photos.landmarks != "") | np.isin(photos.folds, folds))
