@@ -5,8 +5,9 @@ In: the members' candidates and query features, class sizes, queries, all as tab
 
 A row's features are made from its own query alone, so an answer never depends on which other queries are asked. Every
 feature is finite, so NaN always means a fault: where a member does not list a landmark, its score is its floor there
-(0, or its lowest score for the query when that is negative) and its inverse rank is 0. Leaving these cells empty for
-LightGBM to route was no better on real photos, and nothing but trees can read an empty cell.
+(0, or its lowest score for the query when that is negative), its inverse rank is 0, and its evidence is the lowest that
+it has for the query, 0 where it lists nothing. Leaving these cells empty for LightGBM to route was no better on real
+photos, and nothing but trees can read an empty cell.
 
 | column                   | what it says of the row's landmark                                                   |
 |--------------------------|--------------------------------------------------------------------------------------|
@@ -14,6 +15,9 @@ LightGBM to route was no better on real photos, and nothing but trees can read a
 | <member>.inverse_rank    | 1 for the member's best, 1/2 for its second, …; 0 where it does not list it          |
 | <member>.below_best      | score minus the member's best score for the query, <= 0                              |
 | <member>.above_next      | score minus the member's next lower one; 0 where it does not list it                 |
+| <member>.<evidence>      | what else the member tells of it: of the members that compare photos, how near and   |
+|                          | how many they are, see `zoo.photo_heads`, and how many keypoints match, see          |
+|                          | `zoo.verification`; of the others nothing                                            |
 | all.first, all.listed    | how many members rank it first, how many list it at all                              |
 | all.mean, .max, .spread  | of the members' scores; spread is the highest minus the lowest                       |
 | all.geometric            | geometric mean of the members' scores                                                |
@@ -21,6 +25,8 @@ LightGBM to route was no better on real photos, and nothing but trees can read a
 | all.balanced             | all.geometric over the square root of 1 + class size: a head trained on uneven       |
 |                          | classes has learned how frequent they are, and this takes half of that back          |
 | all.balanced_share       | all.balanced over its sum within the query                                           |
+| all.cosine               | mean of the members' evidence `cosine`, when any has it                              |
+| all.inliers              | maximum of the members' evidence `inliers`, when any has it                          |
 | class.size               | training photos of the landmark                                                      |
 | query.top_share          | the highest all.share of the query                                                   |
 | query.min_side           | logarithm of the photo's shorter side in pixels                                      |
@@ -47,6 +53,7 @@ SCORE_FLOOR: Final = 1e-6  # a lower score is no evidence; keeps one member's 0 
 
 _MEMBER_FEATURES: Final = ("score", "inverse_rank", "below_best", "above_next")
 _AGREEMENT: Final = ("all.first", "all.listed", "all.mean", "all.max", "all.spread", "all.geometric")
+_MERGED: Final = ("cosine", "inliers")  # evidence that several kinds of members have
 _SHARES: Final = ("all.share", "all.balanced", "all.balanced_share", "query.top_share")
 _OUTSIDE: Final = ("class.size", "query.min_side")
 
@@ -115,13 +122,15 @@ def build_rows(
     said = _lay_query_features(query_features, [*names, GATE], book.queries)
     rows = _choose_rows(listings, book, per_member)
 
-    of_members = [f"{name}.{feature}" for name in names for feature in _MEMBER_FEATURES]
-    features = [*of_members, *_AGREEMENT, *_SHARES, *_OUTSIDE, *said]
+    of_members = [f"{one.member}.{name}" for one in listings for name in (*_MEMBER_FEATURES, *one.evidence)]
+    merged = [f"all.{name}" for name in _MERGED if any(name in one.evidence for one in listings)]
+    features = [*of_members, *_AGREEMENT, *merged, *_SHARES, *_OUTSIDE, *said]
     block = np.zeros((len(features), len(rows.pair)), dtype=np.float32)  # one block, so that it is used without a copy
     sheet = dict(zip(features, block, strict=True))
     for listing in listings:
         _fill_member(sheet, listing, rows, len(book.queries))
     _fill_agreement(sheet, names)
+    _merge_evidence(sheet, listings)
     sheet["class.size"][:] = _look_up_sizes(class_sizes, asked["fold"].to_numpy(), book, rows)
     _fill_shares(sheet, rows)
     sheet["query.min_side"][:] = np.log(asked[["width", "height"]].min(axis=1).to_numpy())[rows.query]
@@ -171,6 +180,12 @@ def _fill_member(sheet: Sheet, listing: Listing, rows: _Rows, queries: int) -> N
     inverse_rank[at] = 1 / listing.rank[shown]
     below_best[:] = score - best[rows.query]
     above_next[at] = (listing.score - _next_scores(listing, floor))[shown]
+    for name, values in listing.evidence.items():
+        lowest = np.full(queries, np.inf, dtype=np.float32)
+        np.minimum.at(lowest, listing.query, values)
+        column = sheet[f"{listing.member}.{name}"]
+        column[:] = np.where(np.isfinite(lowest), lowest, 0)[rows.query]
+        column[at] = values[shown]
 
 
 def _next_scores(listing: Listing, floor: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -196,6 +211,17 @@ def _fill_agreement(sheet: Sheet, members: Sequence[str]) -> None:
         np.minimum(lowest, score, out=lowest)
     spread[:] = highest - lowest
     np.exp(geometric, out=geometric)
+
+
+def _merge_evidence(sheet: Sheet, listings: Sequence[Listing]) -> None:
+    """What the members that have cosines or inliers say together, accumulated like their scores."""
+    cosines, inliers = ([sheet[f"{one.member}.{name}"] for one in listings if name in one.evidence] for name in _MERGED)
+    for column in cosines:
+        mean = sheet["all.cosine"]
+        mean += column / len(cosines)
+    for column in inliers:
+        highest = sheet["all.inliers"]
+        np.maximum(highest, column, out=highest)  # begins at 0, the fewest there can be
 
 
 def _fill_shares(sheet: Sheet, rows: _Rows) -> None:

@@ -6,8 +6,8 @@ Nothing here touches the disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.core.errors import DataError, raise_problems
+from engine.core.tables import CANDIDATES
 
 CodeArray = NDArray[np.int64]
 
@@ -54,6 +55,7 @@ class Listing:
         query: [n] codes.
         score: [n] finite.
         rank: [n], 1 is the member's best for the query.
+        evidence: what else the member tells of each candidate, [n] by name, finite; the names are sorted.
     """
 
     member: str
@@ -61,6 +63,7 @@ class Listing:
     query: CodeArray
     score: NDArray[np.float32]
     rank: NDArray[np.integer[Any]]
+    evidence: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def list_candidates(
@@ -69,13 +72,14 @@ def list_candidates(
     """Sort each member's candidates by query and landmark.
 
     Args:
-        candidates: `engine.core.tables.CANDIDATES` of all members in one table; other members' rows are left out.
+        candidates: `engine.core.tables.CANDIDATES` of all members in one table; other members' rows are left out. A
+            further column is evidence of the members that have it, and empty for the others.
         queries: its column id.
         members: whose candidates to list, in this order.
 
     Raises:
         DataError: when a query is given twice, a candidate's query is not among the queries, a member lists a landmark
-            twice for one query, or a score is not a finite number.
+            twice for one query, or a score or a piece of evidence is not a finite number.
     """
     tables = [candidates[candidates["member"] == member] for member in members]
     landmarks = pd.Index(pd.concat([table["landmark_id"] for table in tables]).unique()).sort_values()
@@ -116,9 +120,16 @@ def _misfits(member: str, table: pd.DataFrame, book: Codebook) -> list[str]:
         *(f"candidates of '{member}': '{query}' is not among the queries" for query in unknown),
         *(f"candidates of '{member}': '{r.query}' lists landmark '{r.landmark_id}' twice" for r in twice.itertuples()),
     ]
-    if broken := int((~np.isfinite(table["score"])).sum()):
-        problems.append(f"candidates of '{member}': {broken} of {len(table)} scores are not finite numbers")
-    return problems
+    broken = (~np.isfinite(table[["score", *_evidence_names(table)]])).sum()
+    return problems + [
+        f"candidates of '{member}': '{name}' is missing or not finite for {count} of {len(table)}"
+        for name, count in broken[broken > 0].items()
+    ]
+
+
+def _evidence_names(table: pd.DataFrame) -> list[str]:
+    """The further columns of a member's candidates; those that are empty throughout are other members'."""
+    return sorted(table.columns[table.notna().any()].difference(pd.Index(CANDIDATES.columns)))
 
 
 def _list_member(member: str, table: pd.DataFrame, book: Codebook) -> Listing:
@@ -126,5 +137,6 @@ def _list_member(member: str, table: pd.DataFrame, book: Codebook) -> Listing:
     landmark = book.landmarks.get_indexer(pd.Index(table["landmark_id"])).astype(np.int64)
     pair = book.pair(query, landmark)
     order = np.argsort(pair)
-    score = table["score"].to_numpy(dtype=np.float32)
-    return Listing(member, pair[order], query[order], score[order], table["rank"].to_numpy()[order])
+    score, rank = table["score"].to_numpy(dtype=np.float32)[order], table["rank"].to_numpy()[order]
+    evidence = {name: table[name].to_numpy(dtype=np.float32)[order] for name in _evidence_names(table)}
+    return Listing(member, pair[order], query[order], score, rank, evidence)

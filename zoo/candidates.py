@@ -1,13 +1,15 @@
 """Logits to the project's one table: the best K landmarks per query, and a few numbers per query.
 
-Nothing of size queries x landmarks outlives one batch.
+Of each of the K, members that compare photos tell more than score and rank: their evidence. Nothing of size queries x
+landmarks outlives one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,12 +18,15 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.core.tables import CANDIDATES
+from zoo.heads import LandmarkHead, Tell
 from zoo.network import Network
 from zoo.sources import Rows, Source
 
 # of every member; those that only some heads can tell come after them, see `LandmarkHead.query_features`
 FEATURES: tuple[str, ...] = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
-Refine = Callable[[Rows, Tensor, Tensor], Tensor]  # (queries, embeddings [B, D], logits [B, C]) -> logits [B, C]
+# (queries, embeddings [B, D], what the head compares of them, logits [B, C]) -> logits [B, C], evidence of candidates
+Refine = Callable[[Rows, Tensor, Tensor, Tensor], tuple[Tensor, Tell]]
 BATCH = 64  # photos per forward pass: larger ones gain nothing on two cores and little on a GPU at 224 px
 
 
@@ -34,12 +39,15 @@ class Predictions:
         classes: int64 [Q, K] positions among the member's landmarks.
         features: float32 [Q, F].
         names: of the F features: `FEATURES`, then those that only some heads can tell.
+        evidence: what only some members can tell of each of these classes, float32 [Q, K] by name; see
+            `zoo.photo_heads` for that of neighbours and prototypes, `zoo.verification` for inliers.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
     features: NDArray[np.float32]
     names: tuple[str, ...] = FEATURES
+    evidence: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -64,23 +72,35 @@ def predict(
         keep: K, at most L.
         accelerator: device and precision.
         mixed: whether the model runs in the accelerator's precision.
-        refine: changes each batch's logits by what else is known of its photos.
+        refine: changes each batch's logits by what else is known of its photos, and tells of candidates instead of the
+            model's head.
     """
-    parts, names = [], FEATURES
+    parts, evidence, names = [], [], FEATURES
     for number, views in enumerate(source.view_batches(rows, batch_size=BATCH)):
         with accelerator.autocast() if mixed else nullcontext():
-            embeddings = [model.embed(view) for view in views]
-            logits = _mean([model.head(embedding) for embedding in embeddings])
-        embedding = _mean(embeddings)
+            embedding, compared, logits = _look([model.embed(view) for view in views], model.head)
+        tell: Tell = partial(model.head.evidence, compared)
         if refine is not None:
-            logits = refine(rows[number * BATCH : (number + 1) * BATCH], embedding, logits)
-        told = model.head.query_features(embedding)
+            logits, tell = refine(rows[number * BATCH : (number + 1) * BATCH], embedding, compared, logits)
+        told = model.head.query_features(compared)
         names = (*FEATURES, *told)
         top, classes, features = summarise(logits, embedding, landmarks=landmarks, keep=keep)
         own = [values.cpu().numpy() for values in told.values()]
         parts.append((top, classes, np.column_stack([features, *own])))
+        evidence.append(tell(torch.from_numpy(classes).to(logits.device)))
     scores, best, numbers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Predictions(scores, best, numbers, names)
+    known = {name: torch.cat([batch[name] for batch in evidence]).cpu().numpy() for name in evidence[0]}
+    return Predictions(scores, best, numbers, names, known)
+
+
+def _look(views: Sequence[Tensor], head: LandmarkHead) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings [B, D] of each view -> their mean, what the head compares of it, and the mean logits [B, C]."""
+    embedding = _mean(views)
+    if len(views) == 1:  # then its cosines to all training photos need not be computed twice
+        compared = head.compare(embedding)
+        return embedding, compared, head.answer(compared).float()
+    logits = _mean([head(view) for view in views])
+    return embedding, head.compare(embedding), logits
 
 
 @torch.inference_mode()
@@ -126,6 +146,7 @@ def candidate_table(
             "landmark_id": np.asarray(landmarks, dtype=object)[predictions.classes.ravel()],
             "score": predictions.scores.ravel(),
             "rank": np.tile(np.arange(1, count + 1, dtype=np.int16), len(queries)),
+            **{name: values.ravel() for name, values in predictions.evidence.items()},
         }
     )
 
@@ -142,7 +163,8 @@ def mean_candidates(tables: Iterable[pd.DataFrame], *, knows: pd.Series, member:
     """Merge the fold models' candidates for the test set: the mean over the models that know the landmark.
 
     A landmark whose few photos all lie in one fold is unknown to that fold's model; counting its silence as a zero
-    would hold rare landmarks down.
+    would hold rare landmarks down. Evidence is averaged over the models that list the landmark for the query, as the
+    others say nothing of it; what not every model can tell is left out.
 
     Args:
         tables: one candidates table per fold model.
@@ -150,9 +172,13 @@ def mean_candidates(tables: Iterable[pd.DataFrame], *, knows: pd.Series, member:
         member: the member's name.
         keep: K.
     """
-    rows = pd.concat(tables, ignore_index=True).astype({"score": np.float64})  # else the sum depends on the order
-    mean = rows.groupby(["query", "landmark_id"], sort=True)["score"].sum().reset_index()
-    mean["score"] = (mean["score"] / mean["landmark_id"].map(knows).to_numpy(np.float64)).astype(np.float32)
+    rows = pd.concat(tables, ignore_index=True, join="inner")
+    evidence = [name for name in rows.columns if name not in CANDIDATES.columns]
+    rows = rows.astype(dict.fromkeys(["score", *evidence], np.float64))  # else a sum depends on the order
+    mean = rows.groupby(["query", "landmark_id"], sort=True).agg({"score": "sum"} | dict.fromkeys(evidence, "mean"))
+    mean = mean.reset_index()
+    mean["score"] /= mean["landmark_id"].map(knows).to_numpy(np.float64)
+    mean = mean.astype(dict.fromkeys(["score", *evidence], np.float32))
     mean = mean.sort_values(["query", "score", "landmark_id"], ascending=[True, False, True], ignore_index=True)
     mean["rank"] = mean.groupby("query").cumcount() + 1
     kept = mean[mean["rank"] <= keep].reset_index(drop=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -19,6 +20,7 @@ from zoo.recipe import HeadConfig
 
 HADAMARD_SEED = 1801_04540  # any would do; it is the paper's number
 FACTORS = 5  # 2 x 2 matrices per pass, as one of 32 x 32: 3 passes over memory for 14,951 landmarks instead of 14
+Tell = Callable[[Tensor], dict[str, Tensor]]  # what is known of candidates: classes int64 [B, K] -> float32 [B, K] each
 LEAST_SQUARED_SINE = 1e-6  # an angle of 0.001 rad: what fp32 still resolves in 1 - cos²
 
 
@@ -29,9 +31,23 @@ class LandmarkHead(nn.Module, ABC):
     def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """The loss of embeddings [B, D] and classes int64 [B], a scalar; smoothing: of the labels, 0..1."""
 
-    def query_features(self, embedding: Tensor) -> dict[str, Tensor]:
-        """What else the head can tell of queries, embeddings [B, D]: name -> float32 [B]; for most heads nothing."""
-        del embedding
+    def compare(self, embedding: Tensor) -> Tensor:
+        """What all else is told from, so that it is made once a batch; of learned heads the embeddings [B, D] alone."""
+        return embedding
+
+    def answer(self, compared: Tensor) -> Tensor:
+        """The logits [B, C], from what `compare` gives."""
+        logits: Tensor = self(compared)
+        return logits
+
+    def query_features(self, compared: Tensor) -> dict[str, Tensor]:
+        """What else the head can tell of queries, from `compare`: name -> float32 [B]; for most heads nothing."""
+        del compared
+        return {}
+
+    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """What else it can tell of candidates int64 [B, K], likewise: name -> float32 [B, K]; for most nothing."""
+        del compared, classes
         return {}
 
 

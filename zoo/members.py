@@ -35,6 +35,7 @@ from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
 from zoo.embedding import embed_photos
+from zoo.heads import Tell
 from zoo.listing import BYTES_PER_PARAMETER
 from zoo.logs import Logs
 from zoo.merging import merge_folds
@@ -50,7 +51,8 @@ from zoo.verification import VERSION as VERIFICATION
 from zoo.verification import Verifier, describe_photos
 from zoo.weights import weights_content
 
-VERSION = 1  # of what is written here; raised when a change of code changes results
+WEIGHTS_VERSION = 1  # raised when a change of code changes weights
+SCORES_VERSION = 2  # of what trained weights say; raised when a change of code changes that
 NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
 
 
@@ -144,7 +146,7 @@ class Member:
             "seed": self.context.seed,
             "fold": fold,
             "training photos": self.context.photos.training_digest,
-            "version": VERSION,
+            "version": WEIGHTS_VERSION,
         }
 
     def train_fold(self, fold: int) -> None:
@@ -170,7 +172,7 @@ class Member:
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_bytes(context.run.path(name), save(state))
         facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(self.lesson(fold).landmarks)}
-        context.run.record(name, kind="weights", version=VERSION, inputs=inputs, facts=facts)
+        context.run.record(name, kind="weights", version=WEIGHTS_VERSION, inputs=inputs, facts=facts)
         clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
 
     def _make_context(self) -> Callable[..., Context]:
@@ -290,10 +292,13 @@ class Member:
         label = f"verify {self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
         with context.progress.task(label, len(rows), "photo") as advance:
 
-            def refine(queries: Rows, embeddings: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            def refine(
+                queries: Rows, embeddings: torch.Tensor, compared: torch.Tensor, logits: torch.Tensor
+            ) -> tuple[torch.Tensor, Tell]:
                 if context.stop.requested:
                     raise KeyboardInterrupt
-                refined = verifier.rerank_batch(photos, lesson.rows, queries, embeddings, logits)
+                cosine = compared if photos is model.head else photos.compare(embeddings)
+                refined = verifier.rerank_batch(photos, lesson.rows, queries, cosine, logits)
                 advance(len(queries), "")
                 return refined
 
@@ -304,8 +309,9 @@ class Member:
         if isinstance(model.head, NeighbourHead):
             return model.head
         embeddings, targets = self._examples(model, fold)
-        classes, config = len(self.lesson(fold).counts), HeadConfig(kind="neighbours")
-        head = NeighbourHead(embeddings.shape[1], classes, len(embeddings), config).to(embeddings.device)
+        lesson, config = self.lesson(fold), HeadConfig(kind="neighbours")
+        head = NeighbourHead(embeddings.shape[1], len(lesson.counts), len(embeddings), config, lesson.none_class)
+        head.to(embeddings.device)
         head.fill(embeddings, targets)
         return head
 
@@ -370,7 +376,7 @@ class Member:
             "weights": self.context.run.hash_of(weights_of(self.recipe, fold), made_by=TRAIN_ZOO),
             "candidates": self.recipe.candidates,
             "photos": sha256_json([[photos.ids[row], photos.hashes[row]] for row in rows]),
-            "version": VERSION,
+            "version": SCORES_VERSION,
         }
 
     def _scores_of(self, fold: int, part: Part) -> tuple[str, str]:

@@ -18,6 +18,8 @@ from zoo.recipe import HeadConfig
 
 NEIGHBOURS_VERSION = 2  # of what a NeighbourHead keeps; raised when older weights no longer fit
 NEGATIVES = 5  # the nearest photos of nothing that count; GLR 2020's winner took 5 for training photos, 10 for queries
+NEAREST_OF_CLASS = 5  # photos whose mean counts; a single one may be near by accident, and many lie on another side
+VOTERS = 20  # nearest photos whose votes are counted: enough for shares in steps of 0.05
 CHUNK = 1024  # photos compared with all negatives at once
 
 
@@ -34,6 +36,10 @@ class PhotoHead(LandmarkHead):
         del smoothing
         direction = functional.normalize(embedding.float(), dim=1)
         return triplet_loss(direction, targets, self.config.triplet_margin, none_class=self.none_class)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[B, D] -> logits float32 [B, C]."""
+        return self.answer(self.compare(embedding))
 
     @abstractmethod
     def fill(self, embeddings: Tensor, targets: Tensor) -> None:
@@ -82,12 +88,15 @@ class NeighbourHead(PhotoHead):
             near = [_mean_of_nearest(cosines(photos, negatives)) for photos in torch.split(index, CHUNK)]
             self.get_buffer("none_cosine").copy_(torch.cat(near))
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
-        cosine = self._cosines(embedding)
-        return self._kernel_votes(cosine) if self.config.vote == "kernel" else self._nearest_votes(cosine)
+    def compare(self, embedding: Tensor) -> Tensor:
+        """[B, D] -> cosines to the training photos as given to `fill`, float32 [B, N]."""
+        return cosines(self._direction(embedding), self.get_buffer("index"))
 
-    def query_features(self, embedding: Tensor) -> dict[str, Tensor]:
+    def answer(self, compared: Tensor) -> Tensor:
+        """[B, N] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
+        return self._kernel_votes(compared) if self.config.vote == "kernel" else self._nearest_votes(compared)
+
+    def query_features(self, compared: Tensor) -> dict[str, Tensor]:
         """How near queries lie to the negatives, the training photos of nothing; without any, nothing is known of it.
 
         Henkel and Singer, "Supporting large-scale image recognition with out-of-domain samples" (arXiv 2010.01650), the
@@ -95,7 +104,7 @@ class NeighbourHead(PhotoHead):
         negatives, and the best that is left less the query's. What resembles everything is thus believed in nothing.
 
         Args:
-            embedding: of the queries, [B, D].
+            compared: from `compare`, [B, N].
 
         Returns:
             Float32 [B] each, cosines being seen from the centre of all training photos:
@@ -106,9 +115,8 @@ class NeighbourHead(PhotoHead):
         is_none = self._is_none()
         if not is_none.any():
             return {}
-        cosine = self._cosines(embedding)
-        of_query = _mean_of_nearest(cosine[:, is_none])
-        to_landmarks, of_photos = cosine[:, ~is_none], self.get_buffer("none_cosine")[~is_none]
+        of_query = _mean_of_nearest(compared[:, is_none])
+        to_landmarks, of_photos = compared[:, ~is_none], self.get_buffer("none_cosine")[~is_none]
         nearest = to_landmarks.topk(min(NEGATIVES, len(of_photos)), dim=1).indices
         return {
             "none_cosine": of_query,
@@ -116,17 +124,40 @@ class NeighbourHead(PhotoHead):
             "trust": (to_landmarks - of_photos).amax(dim=1) - of_query,
         }
 
-    def nearest(self, embedding: Tensor, count: int) -> Tensor:
-        """[B, D] -> int64 [B, min(count, N)]: positions of the nearest photos, as given to `fill`, nearest first."""
-        cosine = self._cosines(embedding)
-        return cosine.topk(min(count, cosine.shape[1]), dim=1).indices
+    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """What the training photos say of candidates; a class without photos has 0 throughout.
+
+        Args:
+            compared: from `compare`, [B, N].
+            classes: the candidates, int64 [B, K].
+
+        Returns:
+            Float32 [B, K] each, cosines being seen from the centre of all training photos:
+            cosine: the greatest to a photo of the class, -1..1.
+            mean_cosine: the mean over the class's nearest `NEAREST_OF_CLASS` photos, or all when it has fewer, -1..1.
+            votes: the class's share of the query's nearest `VOTERS` photos, photos of nothing among them, 0..1.
+            support_none_cosine: what `fill` found for the class's nearest photo, the mean cosine to its own nearest
+                negatives, -1..1; only where there are negatives. The paper of `query_features` takes it off the cosine.
+        """
+        targets = self.get_buffer("targets")
+        near, nearest, sizes = nearest_of_classes(compared, targets, classes, NEAREST_OF_CLASS)
+        voters = targets[self.nearest(compared, VOTERS)]  # [B, V]
+        told = {
+            "cosine": near[..., 0],
+            "mean_cosine": near.sum(dim=2) / sizes.clamp(1, NEAREST_OF_CLASS),
+            "votes": (voters[:, None] == classes[..., None]).float().mean(dim=2),
+        }
+        if self._is_none().any():
+            told["support_none_cosine"] = self.get_buffer("none_cosine")[nearest[..., 0]].where(sizes > 0, 0)
+        return told
+
+    def nearest(self, compared: Tensor, count: int) -> Tensor:
+        """[B, N] -> int64 [B, min(count, N)]: positions of the nearest photos, as given to `fill`, nearest first."""
+        return compared.topk(min(count, compared.shape[1]), dim=1).indices
 
     def _is_none(self) -> Tensor:
         """Which photos are negatives: bool [N]."""
         return self.get_buffer("targets") == (-1 if self.none_class is None else self.none_class)
-
-    def _cosines(self, embedding: Tensor) -> Tensor:
-        return cosines(self._direction(embedding), self.get_buffer("index"))  # [B, N]
 
     def _kernel_votes(self, cosine: Tensor) -> Tensor:
         scale = self.config.scale
@@ -141,6 +172,32 @@ class NeighbourHead(PhotoHead):
         has_vote = torch.zeros_like(total, dtype=torch.bool).scatter(1, targets[photos], value=True)
         most = torch.bincount(targets, minlength=self.classes).clamp(1, count)  # votes that a class can have, [C]
         return self.config.scale * torch.where(has_vote, total / most, -1.0)
+
+
+def nearest_of_classes(cosine: Tensor, targets: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The photos of some classes that are nearest to some queries.
+
+    Args:
+        cosine: of each query to each photo, [B, N].
+        targets: the photos' classes, int64 [N].
+        classes: of each query, int64 [B, K].
+        count: photos of a class to find.
+
+    Returns:
+        Their cosines float32 [B, K, count], nearest first, 0 behind the last photo of a small class; their positions
+        int64 [B, K, count], any behind it; and how many photos each class has, int64 [B, K].
+    """
+    sizes = torch.bincount(targets, minlength=int(classes.max()) + 1)
+    order, starts = targets.argsort(stable=True), sizes.cumsum(0) - sizes  # a class's photos stand together in `order`
+    found = []
+    for column in classes.T:  # [B]; one at a time, since the largest class of all K would widen all of them
+        place = torch.arange(max(count, int(sizes[column].max())), device=order.device)  # [S] within the class
+        photos = order[(starts[column][:, None] + place).clamp_max(len(order) - 1)]  # [B, S]
+        own = cosine.gather(1, photos).masked_fill(place >= sizes[column][:, None], -torch.inf)
+        near, at = own.topk(count, dim=1)
+        found.append((near.where(near.isfinite(), 0), photos.gather(1, at)))
+    near, nearest = (torch.stack(tensors, dim=1) for tensors in zip(*found, strict=True))
+    return near, nearest, sizes[classes]
 
 
 def _mean_of_nearest(cosine: Tensor) -> Tensor:
@@ -178,11 +235,18 @@ class PrototypeHead(PhotoHead):
         total = torch.zeros_like(prototypes).index_add(0, targets, self._take_centre(embeddings))
         prototypes.copy_(total / (photos[:, None] + self.config.shrink))
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
-        prototypes = self.get_buffer("prototypes")
-        match = cosines(self._direction(embedding), prototypes)
-        return self.config.scale * (match - prototypes.square().sum(dim=1) / 2)
+    def compare(self, embedding: Tensor) -> Tensor:
+        """[B, D] -> products of directions and prototypes, float32 [B, C]: the cosine times the prototype's length."""
+        return cosines(self._direction(embedding), self.get_buffer("prototypes"))
+
+    def answer(self, compared: Tensor) -> Tensor:
+        """[B, C] -> logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
+        return self.config.scale * (compared - self.get_buffer("prototypes").square().sum(dim=1) / 2)
+
+    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """cosine: of a query's direction and the candidate's prototype, float32 [B, K] in -1..1; 0 at the centre."""
+        length = self.get_buffer("prototypes").norm(dim=1)[classes]
+        return {"cosine": compared.gather(1, classes) / length.clamp_min(1e-12)}
 
 
 def triplet_loss(embeddings: Tensor, targets: Tensor, margin: float, *, none_class: int | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
 from engine.core.storage import sha256_json
+from zoo.heads import Tell
 from zoo.local import LocalFeatures, inliers, rerank, sift_features
 from zoo.photo_heads import NeighbourHead
 from zoo.recipe import LocalConfig
@@ -135,22 +136,48 @@ class Verifier:
         return [self._known[query, photo] for photo in photos]
 
     def rerank_batch(
-        self, head: NeighbourHead, indexed: Rows, queries: Rows, embeddings: Tensor, logits: Tensor
-    ) -> Tensor:
+        self, head: NeighbourHead, indexed: Rows, queries: Rows, cosine: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tell]:
         """Verify the nearest training photos of some queries, and add what they say to the logits.
 
         Args:
             head: filled with the photos of `indexed`, in their order.
             indexed: rows of the training photos, [N].
             queries: rows of the queries, [B].
-            embeddings: of the queries, [B, D].
+            cosine: of the queries to these photos, from `head.compare`, [B, N].
             logits: [B, C].
 
         Returns:
-            Logits float32 [B, C].
+            Logits float32 [B, C], and what tells of candidates: the head's evidence, and `inliers` by `most_inliers`.
         """
-        nearest = head.nearest(embeddings, self.config.candidates).cpu()  # [B, K]
-        classes = head.get_buffer("targets").cpu()[nearest].numpy()
-        pairs = zip(queries.tolist(), indexed[nearest.numpy()].tolist(), strict=True)
+        nearest = head.nearest(cosine, self.config.candidates)  # [B, V]
+        classes = head.get_buffer("targets")[nearest]
+        pairs = zip(queries.tolist(), indexed[nearest.cpu().numpy()].tolist(), strict=True)
         counts = np.array([self.count_inliers(query, photos) for query, photos in pairs])
-        return torch.from_numpy(rerank(logits.cpu().numpy(), classes, counts, self.config)).to(logits.device)
+        refined = torch.from_numpy(rerank(logits.cpu().numpy(), classes.cpu().numpy(), counts, self.config))
+
+        def tell(candidates: Tensor) -> dict[str, Tensor]:
+            most = most_inliers(classes, torch.from_numpy(counts).to(classes.device), candidates)
+            return head.evidence(cosine, candidates) | {"inliers": most}
+
+        return refined.to(logits.device), tell
+
+
+def most_inliers(classes: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
+    """log(1 + inliers) of each candidate's best verified photo, and 0 where none of its photos was verified.
+
+    Few inliers count too, unlike in `zoo.local.rerank`: how many are too few is left to the reader of this evidence.
+
+    Args:
+        classes: of each query's verified photos, int64 [B, V].
+        counts: their inliers, int64 [B, V].
+        candidates: int64 [B, K].
+
+    Returns:
+        float32 [B, K].
+
+    >>> most_inliers(torch.tensor([[2, 2, 1]]), torch.tensor([[19, 9, 7]]), torch.tensor([[0, 1, 2]])).round(decimals=2)
+    tensor([[0.0000, 2.0800, 3.0000]])
+    """
+    is_own = classes[:, None] == candidates[..., None]  # [B, K, V]
+    return torch.where(is_own, counts[:, None], 0).amax(dim=2).float().log1p()

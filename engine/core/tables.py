@@ -35,7 +35,8 @@ class TableSchema:
         version: raised on every change of meaning or columns.
         columns: column name to Arrow type, in order.
         optional: columns that may hold nulls.
-        open_ended: further float32 columns are allowed (query features differ by member).
+        open_ended: further float32 columns are allowed (what there is to tell differs by member).
+        readable: older versions whose files are files of this one too.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TableSchema:
     columns: Mapping[str, pa.DataType]
     optional: frozenset[str] = frozenset()
     open_ended: bool = False
+    readable: frozenset[int] = frozenset()
 
 
 CATALOG = TableSchema(
@@ -64,7 +66,7 @@ CATALOG = TableSchema(
 FOLDS = TableSchema("folds", 1, {"id": pa.string(), "fold": pa.int16()})
 CANDIDATES = TableSchema(
     "candidates",
-    1,
+    2,
     {
         "member": pa.string(),
         "query": pa.string(),
@@ -72,6 +74,8 @@ CANDIDATES = TableSchema(
         "score": pa.float32(),  # finite, may be negative, higher is better
         "rank": pa.int16(),  # 1 is the member's best for this query
     },
+    open_ended=True,  # by what else a member can tell of a candidate: cosines, votes, inliers
+    readable=frozenset({1}),  # had no further columns
 )
 QUERY_FEATURES = TableSchema("query_features", 1, {"member": pa.string(), "query": pa.string()}, open_ended=True)
 ANSWERS = TableSchema(
@@ -129,7 +133,7 @@ def read_table(path: Path, schema: TableSchema) -> pd.DataFrame:
     """Read a table back.
 
     Raises:
-        ArtifactError: when the file is missing, damaged, another table, or another version.
+        ArtifactError: when the file is missing, damaged, another table, or of a version that is not readable.
     """
     try:
         table = pq.read_table(path)
@@ -139,7 +143,8 @@ def read_table(path: Path, schema: TableSchema) -> pd.DataFrame:
         raise ArtifactError(f"{path}: is missing", hint="run the stage that makes it") from None
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
         raise ArtifactError(f"{path}: is damaged ({error})", hint="delete it and run its stage again") from error
-    if found.get("table") != schema.name or found.get("version") != str(schema.version):
+    versions = {str(version) for version in {schema.version, *schema.readable}}
+    if found.get("table") != schema.name or found.get("version") not in versions:
         raise ArtifactError(
             f"{path}: is table '{found.get('table')}' version {found.get('version')}, "
             f"wanted '{schema.name}' version {schema.version}",

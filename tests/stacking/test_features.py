@@ -82,6 +82,30 @@ def test_agreement_is_counted_and_averaged_over_all_members():
     assert_column(rows, "all.geometric", np.sqrt([0.24, 0.05, 0.9 * SCORE_FLOOR]))
 
 
+def test_evidence_of_a_landmark_that_a_member_does_not_list_is_its_lowest_for_the_query():
+    candidates = CANDIDATES.assign(cosine=[0.5, 0.25, -0.75, 0.125, 0.375, 0.625, 0.5, 0.875])
+    rows = make_rows(candidates=candidates, per_member=3)
+    assert rows[["query", "landmark_id"]].agg("".join, axis=1).tolist() == ["q17", "q18", "q19", "q27", "q28"]
+    assert_column(rows, "a.cosine", [0.5, 0.25, -0.75, 0.625, 0.625])
+    assert_column(rows, "b.cosine", [0.375, 0.125, 0.125, 0.875, 0.5])
+    rows = make_rows(candidates=candidates.drop(index=5), per_member=3)
+    assert_column(rows, "a.cosine", [0.5, 0.25, -0.75, 0, 0])  # of q2 it lists nothing
+
+
+def test_evidence_is_merged_over_the_members_that_have_it():
+    rows = make_rows(candidates=CANDIDATES.assign(cosine=[0.5, 0.25, 0, 0.125, 0.375, -0.5, 0.25, 0], inliers=range(8)))
+    assert_column(rows, "all.cosine", [0.4375, 0.0625, -0.125])
+    assert_column(rows, "all.inliers", [4, 3, 6])
+    alone = CANDIDATES.assign(cosine=[0.5, 0.25, 0, np.nan, np.nan, -0.5, np.nan, np.nan])
+    rows = make_rows(candidates=alone)
+    assert_column(rows, "all.cosine", rows["a.cosine"])
+    assert not {"b.cosine", "all.inliers"} & set(rows.columns)
+
+
+def test_without_evidence_there_is_no_such_feature():
+    assert not [name for name in make_rows().columns if name.endswith(("cosine", "inliers"))]
+
+
 def test_shares_are_within_the_query_and_balanced_by_class_size():
     rows = make_rows()
     geometric = np.sqrt([0.24, 0.05])

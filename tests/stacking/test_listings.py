@@ -33,6 +33,24 @@ def test_ids_that_look_like_numbers_stay_apart():
     assert len(listing.pair) == 3
 
 
+def test_further_columns_are_evidence_of_the_members_that_have_them():
+    candidates = listed(("m", "q2", "7", 0.5, 1), ("n", "q1", "7", 0.5, 1), ("m", "q1", "7", 0.2, 1))
+    candidates = candidates.assign(votes=[0.25, np.nan, 0.5], inliers=[2.0, np.nan, 1.0], none=np.nan)
+    _, (m, n) = list_candidates(candidates, QUERIES, ["m", "n"])
+    assert list(m.evidence) == ["inliers", "votes"]
+    assert m.evidence["inliers"].tolist() == [1, 2]  # of q1, then of q2
+    assert m.evidence["votes"].tolist() == [0.5, 0.25]
+    assert n.evidence == {}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_evidence_that_a_member_has_of_some_candidates_only_is_refused(value):
+    candidates = listed(("m", "q1", "7", 0.5, 1), ("m", "q2", "7", 0.5, 1)).assign(votes=[0.25, value])
+    with pytest.raises(DataError, match="candidates of 'm': 'votes' is missing or not finite for 1 of 2"):
+        list_candidates(candidates, QUERIES, ["m"])
+
+
 def test_other_members_are_left_out():
     candidates = listed(("m", "q1", "7", 0.5, 1), ("other", "nobody", "8", np.nan, 1))
     book, listings = list_candidates(candidates, QUERIES, ["m"])
@@ -46,7 +64,7 @@ def test_other_members_are_left_out():
     [
         (("m", "q9", "7", 0.5, 1), "'m': 'q9' is not among the queries"),
         (("m", "q1", "7", 0.4, 2), "'m': 'q1' lists landmark '7' twice"),
-        (("m", "q2", "7", np.inf, 1), "'m': 1 of 2 scores are not finite"),
+        (("m", "q2", "7", np.inf, 1), "'m': 'score' is missing or not finite for 1 of 2"),
     ],
 )
 def test_a_candidate_that_does_not_fit_is_named(row, message):

@@ -23,6 +23,7 @@ from zoo.candidates import (
 from zoo.device import make_accelerator
 from zoo.heads import Head
 from zoo.network import Network
+from zoo.photo_heads import NeighbourHead
 from zoo.recipe import HeadConfig
 from zoo.sources import EmbeddingSource
 
@@ -128,6 +129,58 @@ def test_tables_hold_each_query_with_its_candidates_in_order(predictions, tmp_pa
     assert features["query"].tolist() == queries
 
 
+# ---- evidence
+
+
+def _find(embeddings, targets, *, refine=None):
+    """The best two of four landmarks for every photo but the first eight, which a neighbours head holds."""
+    head = NeighbourHead(7, 4, 8, HeadConfig())
+    head.fill(torch.from_numpy(embeddings[:8].astype(np.float32).mean(axis=1)), torch.tensor(targets))
+    source, rows = EmbeddingSource(embeddings, 0, torch.device("cpu")), np.arange(8, len(embeddings))
+    accelerator = make_accelerator("cpu", "fp32", 1)
+    found = predict(
+        Network(torch.nn.Identity(), head).eval(), source, rows,
+        landmarks=4, keep=2, accelerator=accelerator, mixed=False, refine=refine,
+    )  # fmt: skip
+    return head, rows, found
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_evidence_of_every_candidate_is_what_the_head_tells_of_it(views, tmp_path):
+    embeddings = np.random.default_rng(0).normal(1, 1, (2 * BATCH + 11, views, 7)).astype(np.float16)
+    head, rows, found = _find(embeddings, [0, 1, 1, 2, 2, 2, 3, 3])
+    query = torch.from_numpy(embeddings[rows].astype(np.float32).mean(axis=1))
+    expected = head.evidence(head.compare(query), torch.from_numpy(found.classes))
+    assert list(found.evidence) == list(expected) == ["cosine", "mean_cosine", "votes"]
+    table = candidate_table(found, member="m", queries=[str(row) for row in rows], landmarks=list("abcd"))
+    write_table(tmp_path / "c.parquet", table, CANDIDATES)
+    table = read_table(tmp_path / "c.parquet", CANDIDATES)
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values.ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_without_evidence_adds_no_column(predictions):
+    found, dense = predictions
+    assert found.evidence == {}
+    table = candidate_table(found, member="m", queries=["q"] * len(dense), landmarks=LANDMARKS[:5])
+    assert list(table.columns) == list(CANDIDATES.columns)
+
+
+def test_what_is_refined_has_other_candidates_and_their_evidence():
+    embeddings = np.random.default_rng(0).normal(1, 1, (BATCH + 20, 1, 7)).astype(np.float16)
+
+    def refine(queries, embedding, compared, logits):
+        assert len(queries) == len(embedding) == len(compared) == len(logits)
+        row = torch.from_numpy(queries)[:, None]
+        return -logits, lambda classes: {"code": (10 * row + classes).float()}
+
+    targets = [0, 1, 1, 2, 2, 2, 3, 3]
+    (_, rows, plain), (_, _, refined) = _find(embeddings, targets), _find(embeddings, targets, refine=refine)
+    assert all(not set(one) & set(two) for one, two in zip(plain.classes, refined.classes, strict=True))
+    assert list(refined.evidence) == ["code"]
+    np.testing.assert_array_equal(refined.evidence["code"], 10 * rows[:, None] + refined.classes)
+
+
 # ---- the mean over fold models
 
 
@@ -161,6 +214,25 @@ def test_the_mean_keeps_the_best_k_of_each_query():
     ]  # fmt: skip
 
 
+def test_evidence_is_averaged_over_the_models_that_list_the_landmark(tmp_path):
+    folds = [
+        _table([("q", "a", 0.6), ("q", "b", 0.3)]).assign(cosine=[0.5, -0.25]),
+        _table([("q", "a", 0.2), ("q", "c", 0.5), ("p", "a", 1.0)]).assign(cosine=[0.25, 0.125, 1.0]),
+        _table([("q", "c", 0.1), ("q", "b", 0.6)]).assign(cosine=[0.625, 0.75]),
+    ]
+    mean = mean_candidates(folds, knows=pd.Series(3, index=list("abc")), member="m", keep=20)
+    write_table(tmp_path / "c.parquet", mean, CANDIDATES)
+    cosine = read_table(tmp_path / "c.parquet", CANDIDATES).set_index(["query", "landmark_id"])["cosine"]
+    assert cosine.to_dict() == {("p", "a"): 1.0, ("q", "a"): 0.375, ("q", "b"): 0.25, ("q", "c"): 0.375}
+
+
+def test_evidence_that_not_every_model_can_tell_is_left_out_of_the_mean():
+    able, unable = _table([("q", "a", 0.5)]).assign(votes=0.5, cosine=0.25), _table([("q", "a", 0.5)]).assign(votes=1.0)
+    mean = mean_candidates([able, unable], knows=pd.Series({"a": 2}), member="m", keep=1)
+    assert set(mean.columns) == {*CANDIDATES.columns, "votes"}
+    assert mean["votes"].tolist() == [0.75]
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_shuffled_tables_give_the_same_mean(seed):
@@ -170,7 +242,9 @@ def test_shuffled_tables_give_the_same_mean(seed):
         scores = chance.random((4, 6), dtype=np.float32) ** 8  # of very different sizes
         scores[:, 3] = scores[:, 2]  # and ties
         folds.append(
-            _table([(q, name, scores[i, j]) for i, q in enumerate("pqrs") for j, name in enumerate(LANDMARKS)])
+            _table([(q, name, scores[i, j]) for i, q in enumerate("pqrs") for j, name in enumerate(LANDMARKS)]).assign(
+                cosine=scores.ravel() - np.float32(0.3)
+            )
         )
     knows = pd.Series(5, index=LANDMARKS)
     expected = mean_candidates(folds, knows=knows, member="m", keep=4)

@@ -72,6 +72,19 @@ def test_the_state_of_a_head_is_enough_to_predict(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_head_answers_from_what_it_compares(kind):
+    torch.manual_seed(0)
+    head, query = _filled(kind).eval(), _normal(5, 6, seed=1)
+    assert torch.equal(head.answer(head.compare(query)), head(query))
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_a_learned_head_has_no_evidence_of_candidates(kind):
+    head = _filled(kind)
+    assert head.evidence(head.compare(_normal(2, 6)), torch.tensor([[0, 1], [2, 0]])) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_makes_the_same_head(kind):
     heads = []
     for _ in range(2):
@@ -533,7 +546,7 @@ def test_what_neighbours_tell_of_negatives_is_the_slow_computation(negatives, mo
     nearest = np.argsort(-directions @ landmarks.T, axis=1)[:, :5]
     trust = [max(landmarks[j] @ x - of_photos[j] for j in range(7)) for x in directions] - of_query
     expected = {"none_cosine": of_query, "nearest_none_cosine": of_photos[nearest].mean(axis=1), "trust": trust}
-    told = head.query_features(torch.from_numpy(query).float())
+    told = head.query_features(head.compare(torch.from_numpy(query).float()))
     assert list(told) == list(expected)
     for name, values in told.items():
         np.testing.assert_allclose(values.numpy(), expected[name], **COMPARED)
@@ -542,26 +555,101 @@ def test_what_neighbours_tell_of_negatives_is_the_slow_computation(negatives, mo
 def test_a_query_near_a_negative_is_trusted_less_than_one_near_a_landmark():
     photos, targets = _normal(40, 16), torch.arange(40) // 10
     head = _holding(photos.numpy(), targets.numpy(), 3)
-    trust = head.query_features(photos + 0.1 * _normal(40, 16, seed=1))["trust"]
+    trust = head.query_features(head.compare(photos + 0.1 * _normal(40, 16, seed=1)))["trust"]
     assert trust[targets == 3].max() < trust[targets < 3].min()
 
 
 @pytest.mark.parametrize(("none_class", "targets"), [(None, [0, 0, 1, 2]), (3, [0, 0, 1, 2])])
 def test_without_negatives_neighbours_tell_nothing_of_them(none_class, targets):
-    assert _holding(np.eye(4), np.array(targets), none_class).query_features(torch.ones(2, 4)) == {}
+    head = _holding(np.eye(4), np.array(targets), none_class)
+    compared = head.compare(torch.ones(2, 4))
+    assert head.query_features(compared) == {}
+    assert "support_none_cosine" not in head.evidence(compared, torch.tensor([[0, 1], [2, 0]]))
 
 
 def test_other_heads_tell_nothing_of_negatives():
     for kind in ("linear", "hadamard", "arcface", "prototypes"):
-        assert _filled(kind).query_features(_normal(2, 6)) == {}
+        head = _filled(kind)
+        assert head.query_features(head.compare(_normal(2, 6))) == {}
 
 
 def test_the_state_of_neighbours_is_enough_to_tell_of_negatives():
     head = _holding(_normal(20, 6).numpy(), np.arange(20) % 4, 3)
     again = NeighbourHead(6, 4, 20, HeadConfig(), 3)
     again.load_state_dict(head.state_dict())
-    one, two = (each.query_features(_normal(5, 6, seed=1)) for each in (head, again))
+    one, two = (each.query_features(each.compare(_normal(5, 6, seed=1))) for each in (head, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- evidence
+
+
+def _evidence_by_hand(photos, targets, query, classes, none_class):
+    """One candidate at a time."""
+    index, directions = _around(photos, query)
+    negatives = index[targets == none_class]
+    told = {name: np.zeros(classes.shape) for name in ("cosine", "mean_cosine", "votes", "support_none_cosine")}
+    for (row, column), number in np.ndenumerate(classes):
+        cosine = index @ directions[row]
+        order = np.argsort(-cosine)
+        told["votes"][row, column] = np.mean(targets[order[:20]] == number)
+        own = [photo for photo in order if targets[photo] == number]
+        if own:
+            told["cosine"][row, column] = cosine[own[0]]
+            told["mean_cosine"][row, column] = np.mean(cosine[own[:5]])
+            if len(negatives):
+                told["support_none_cosine"][row, column] = _nearest_mean([index[own[0]] @ negatives.T])[0]
+    if not len(negatives):
+        del told["support_none_cosine"]
+    return told
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=3, max_size=7).filter(lambda sizes: sum(sizes) > 1),
+    none_class=st.sampled_from([None, -1]),
+    keep=st.integers(1, 7),
+    seed=st.integers(0, 2**16),
+)
+def test_the_evidence_of_neighbours_is_the_slow_computation(sizes, none_class, keep, seed):
+    chance = np.random.default_rng(seed)
+    targets = chance.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    last = len(sizes) - 1 if none_class else None
+    photos, query = chance.normal(0.3, 1, (len(targets), 5)), chance.normal(0.3, 1, (4, 5))
+    landmarks = len(sizes) - (last is not None)
+    classes = np.array([chance.permutation(landmarks)[:keep] for _ in query])
+    head = NeighbourHead(5, len(sizes), len(photos), HeadConfig(), last)
+    head.fill(torch.from_numpy(photos).float(), torch.from_numpy(targets))
+    told = head.evidence(head.compare(torch.from_numpy(query).float()), torch.from_numpy(classes))
+    expected = _evidence_by_hand(photos, targets, query, classes, last)
+    assert list(told) == list(expected)
+    for name, values in told.items():
+        assert values.dtype == torch.float32
+        np.testing.assert_allclose(values.numpy(), expected[name], err_msg=name, **COMPARED)
+
+
+def test_the_evidence_of_a_query_does_not_depend_on_the_other_queries():
+    targets = np.arange(60) % 4
+    head = _holding(_normal(60, 4).numpy(), targets, 3)
+    query, classes = _normal(8, 4, seed=1), torch.tensor([[0, 1, 2]] * 8)
+    together = head.evidence(head.compare(query), classes)
+    for row in range(8):
+        alone = head.evidence(head.compare(query)[row : row + 1], classes[row : row + 1].flip(1))
+        for name, values in together.items():
+            assert torch.equal(alone[name].flip(1)[0], values[row])
+
+
+def test_the_evidence_of_prototypes_is_the_cosine():
+    photos, targets, query = _photos_and_queries()
+    head = PrototypeHead(5, 4, HeadConfig(shrink=3.0))
+    head.fill(torch.from_numpy(photos).float(), torch.from_numpy(targets))  # class 2 has no photo
+    index, directions = _around(photos, query)
+    means = [index[targets == number].mean(axis=0) for number in (3, 0, 1)]
+    classes = torch.tensor([[3, 0, 1, 2]] * 6)
+    told = head.evidence(head.compare(torch.from_numpy(query).float()), classes)
+    assert list(told) == ["cosine"]
+    np.testing.assert_allclose(told["cosine"][:, :3].numpy(), directions @ _unit(np.array(means)).T, **COMPARED)
+    assert not told["cosine"][:, 3].any()
 
 
 # ---- prototypes

@@ -224,6 +224,17 @@ def test_another_summary_or_pause_between_checkpoints_is_no_other_training(copy,
     assert _touched(copy, before) == set()
 
 
+def test_scores_of_an_older_version_are_made_anew_from_the_weights_there_are(
+    copy, photos, recipe, make_context, monkeypatch
+):
+    before = _times(copy)
+    monkeypatch.setattr("zoo.members.SCORES_VERSION", 1_000)
+    run_member(make_context(copy, photos), recipe)
+    scores = {f"fold{fold}/{part}" for fold in range(3) for part in ("oof", "test")}
+    scores = {f"zoo/{recipe.name}/{name}{ending}" for name in scores for ending in (".parquet", ".queries.parquet")}
+    assert _touched(copy, before) == scores | {"manifest.json"}
+
+
 def test_fewer_candidates_are_taken_from_the_models_there_are(copy, photos, frozen, make_context):
     weights = _weights(copy, "tiny-frozen")
     run_member(make_context(copy, photos), frozen.model_copy(update={"candidates": 1}))
@@ -297,6 +308,7 @@ def test_a_neighbours_member_learns_from_the_photos_outside_its_fold_only(tmp_pa
 
 
 TOLD = ["none_cosine", "nearest_none_cosine", "trust"]
+EVIDENCE = ["cosine", "mean_cosine", "votes", "support_none_cosine"]
 
 
 def _only(photos, keep):
@@ -315,17 +327,30 @@ def test_a_neighbours_member_tells_how_near_its_queries_are_to_nothing(tmp_path,
     run_member(make_context(tmp_path, photos), load_recipe("tiny-frozen", {"name": "near", "head.kind": "neighbours"}))
     for part in ("oof", "test"):
         assert _near_features(tmp_path, part).columns.tolist() == ["member", "query", *FEATURES, *TOLD]
+        candidates = read_table(tmp_path / f"scores/near.{part}.parquet", CANDIDATES)
+        assert candidates.columns.tolist() == [*CANDIDATES.columns, *EVIDENCE]
     trust = _near_features(tmp_path, "oof").set_index("query")["trust"]
     is_none = photos.landmarks == ""
     assert trust[photos.ids[is_none & (photos.folds >= 0)]].max() < trust[photos.ids[photos.landmarks == "a"]].median()
 
 
+def test_a_verified_member_with_a_class_for_none_tells_how_near_a_landmarks_photos_are_to_nothing(
+    tmp_path, photos, make_context
+):
+    local = {"local.size": 64, "local.keypoints": 8, "local.candidates": 2}
+    table = run_fold(make_context(tmp_path, photos), load_recipe("tiny-frozen", local), 0)
+    assert table.columns.tolist() == [*CANDIDATES.columns, *EVIDENCE, "inliers"]
+    assert table["support_none_cosine"].abs().max() > 0
+
+
 @pytest.mark.parametrize("folds", [[], [0]], ids=["no negatives", "negatives that one model has not seen"])
-def test_what_not_every_fold_can_tell_is_no_feature(tmp_path, photos, make_context, folds):
+def test_what_not_every_fold_can_tell_is_neither_feature_nor_evidence(tmp_path, photos, make_context, folds):
     kept = _only(photos, (photos.folds < 0) | (photos.landmarks != "") | np.isin(photos.folds, folds))
     run_member(make_context(tmp_path, kept), load_recipe("tiny-frozen", {"name": "near", "head.kind": "neighbours"}))
     for part in ("oof", "test"):
         assert _near_features(tmp_path, part).columns.tolist() == ["member", "query", *FEATURES]
+        candidates = read_table(tmp_path / f"scores/near.{part}.parquet", CANDIDATES)
+        assert candidates.columns.tolist() == [*CANDIDATES.columns, *EVIDENCE[:-1]]
 
 
 # ---- stopped and killed

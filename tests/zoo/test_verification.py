@@ -18,8 +18,9 @@ from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, read_table
 from zoo.local import inliers, sift_features
 from zoo.members import run_member
+from zoo.photo_heads import NeighbourHead
 from zoo.photo_set import PhotoSet
-from zoo.recipe import LocalConfig, load_recipe
+from zoo.recipe import HeadConfig, LocalConfig, load_recipe
 from zoo.verification import Verifier, describe_photos
 
 SIDE = 160
@@ -154,6 +155,51 @@ def test_pairs_seen_before_count_the_same(tmp_path, drawn):
     expected = inliers(store[0], [store[row] for row in (5, 2, 1)], LOCAL, seed=0).tolist()
     assert verifier.count_inliers(0, [5, 2, 1]) == expected
     assert expected[2] >= LOCAL.minimum > expected[0]
+
+
+# ---- evidence
+
+
+def test_inliers_are_those_of_the_candidates_best_verified_photo(tmp_path, drawn):
+    store = _describe(Run(tmp_path, create=True), drawn)
+    verifier = Verifier(store, LOCAL.model_copy(update={"candidates": 4}), 0, CPU)
+    indexed, queries = np.flatnonzero(drawn.folds >= 0), np.flatnonzero(drawn.folds < 0)
+    targets = np.array([sorted(TINTS).index(name) for name in drawn.landmarks[indexed]])
+    photos, asked = (
+        torch.randn(len(rows), 8, generator=torch.Generator().manual_seed(1)) for rows in (indexed, queries)
+    )
+    head = NeighbourHead(8, 4, len(indexed), HeadConfig(), none_class=3)
+    head.fill(photos, torch.from_numpy(targets))
+    cosine, logits = head.compare(asked), torch.zeros(len(queries), 4)
+    refined, tell = verifier.rerank_batch(head, indexed, queries, cosine, logits)
+
+    classes = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0]])
+    expected, verified = np.zeros((3, 3)), head.nearest(cosine, 4).numpy()
+    for (row, column), number in np.ndenumerate(classes):
+        own = [indexed[photo] for photo in verified[row] if targets[photo] == number]
+        counts = verifier.count_inliers(queries[row], own) if own else [0]
+        expected[row, column] = np.log1p(max(counts))
+    told = tell(torch.from_numpy(classes))
+    assert expected.max() > np.log1p(LOCAL.minimum)
+    assert 0 < expected[expected > 0].min() < np.log1p(LOCAL.minimum)  # few count too
+    np.testing.assert_allclose(told["inliers"].numpy(), expected, rtol=1e-6)
+    assert told.keys() == {"inliers", *head.evidence(cosine, torch.from_numpy(classes))}
+    assert refined.gather(1, torch.from_numpy(classes)).argmax(dim=1).tolist() == expected.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["linear", "neighbours", "prototypes"])
+def test_a_verified_member_tells_its_neighbours_and_inliers_of_each_candidate(context, recipe, kind):
+    run_member(context, recipe.model_copy(update={"head": recipe.head.model_copy(update={"kind": kind})}))
+    for part in ("oof", "test"):
+        table = read_table(context.run.path(f"scores/verified.{part}.parquet"), CANDIDATES)
+        assert set(table.columns) == {*CANDIDATES.columns, "cosine", "mean_cosine", "votes", "inliers"}
+        assert table["votes"].groupby(table["query"]).sum().to_numpy() == pytest.approx(1)  # all landmarks are listed
+        assert table["cosine"].between(-1, 1).all()
+        assert (table["cosine"] >= table["mean_cosine"]).all()
+        true = table[
+            [query[0] == landmark for query, landmark in zip(table["query"], table["landmark_id"], strict=True)]
+        ]
+        assert (true["inliers"] > np.log1p(LOCAL.minimum)).all()
 
 
 # ---- the member

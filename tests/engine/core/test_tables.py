@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from engine.core.tables import (
     write_table,
 )
 
+FILES = Path(__file__).parent / "files"
 ODD_IDS = ["0012345678901234", "12345678901234e1", "nan", "", "NA", "null", "None", "1.0", " 7", "=1", "\x00", "ß\n"]
 CATALOG_VALUES = {
     "path": "train/x.jpg",
@@ -80,6 +82,15 @@ def test_scores_come_back_bit_for_bit_negative_ones_too(tmp_path_factory, scores
     frame = pd.DataFrame({"member": "m", "query": "q", "landmark_id": "7", "score": scores, "rank": 1})
     write_table(path, frame, CANDIDATES)
     assert read_table(path, CANDIDATES)["score"].to_numpy().tobytes() == np.array(scores, np.float32).tobytes()
+
+
+@given(inliers=st.lists(float32, min_size=1, max_size=20))
+@settings(deadline=None, max_examples=20)
+def test_candidates_take_evidence_as_further_float32_columns(tmp_path_factory, inliers):
+    path = tmp_path_factory.getbasetemp() / "evidence.parquet"
+    frame = pd.DataFrame({"member": "m", "query": "q", "landmark_id": "7", "score": 0.5, "rank": 1, "inliers": inliers})
+    write_table(path, frame, CANDIDATES)
+    assert read_table(path, CANDIDATES)["inliers"].to_numpy().tobytes() == np.array(inliers, np.float32).tobytes()
 
 
 @given(order=st.permutations(range(8)))
@@ -229,6 +240,29 @@ def test_a_flipped_bit_is_read_or_an_artifact_error_but_nothing_else(tmp_path):
         except ArtifactError:
             refused += 1
     assert refused > len(positions) // 4
+
+
+def test_candidates_of_version_1_are_candidates_without_evidence(tmp_path):
+    first = FILES / "candidates-version-1.parquet"
+    assert pq.read_schema(first).metadata[b"version"] == b"1"
+    candidates = read_table(first, CANDIDATES)
+    assert candidates.columns.tolist() == list(CANDIDATES.columns)
+    assert candidates["score"].tolist() == [0.75, 0.125, -0.5]
+    write_table(tmp_path / "again.parquet", candidates, CANDIDATES)
+    assert pq.read_schema(tmp_path / "again.parquet").metadata[b"version"] == b"2"
+    pd.testing.assert_frame_equal(read_table(tmp_path / "again.parquet", CANDIDATES), candidates)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("version", "is_read"), [(1, True), (2, False), (3, True), (4, True), (5, False)])
+def test_only_versions_that_a_schema_names_are_read(tmp_path, version, is_read):
+    write_table(tmp_path / "t.parquet", _folds(["a"]), TableSchema("folds", version, FOLDS.columns))
+    schema = TableSchema("folds", 4, FOLDS.columns, readable=frozenset({1, 3}))
+    if is_read:
+        assert len(read_table(tmp_path / "t.parquet", schema)) == 1
+    else:
+        with pytest.raises(ArtifactError, match=f"version {version}, wanted 'folds' version 4"):
+            read_table(tmp_path / "t.parquet", schema)
 
 
 @pytest.mark.faults
