@@ -171,8 +171,8 @@ class LocalConfig(Section):
     """
 
     kind: Literal["sift", "delf"] = "sift"  # delf: the member's own, where its attention is; needs pooling = attention
-    # delf: it looks at the photo at `size` times each, and so sees details larger and more finely placed than it was
-    # trained to; the paper's go from 0.25 to 2
+    # delf: of the photo, times `size`; larger ones place keypoints more finely. The paper has 0.25 too, where a small
+    # photo has a few cells
     scales: tuple[PositiveFloat, ...] = Field((1.0, 1.41, 2.0), min_length=1)
     size: int = Field(256, ge=32, le=2048)  # pixels of the longest side; 384 took 1.6 times as long for no clear gain
     keypoints: int = Field(300, ge=3, le=4096)  # 200: .33 of true pairs above 99 % of others, 300: .42, 400: no more

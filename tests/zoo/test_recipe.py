@@ -76,6 +76,12 @@ def test_own_keypoints_need_an_attention_that_finds_them():
     assert load_recipe("tiny-scratch", {"local.kind": "delf", "backbone.pooling": "attention"}).local.kind == "delf"
 
 
+@pytest.mark.parametrize("name", ["lite0-delf", "resnet50-delf"])
+def test_shipped_attention_verifies_by_itself_at_the_size_it_was_trained_at(name):
+    recipe = load_recipe(name)
+    assert (recipe.local.kind, recipe.local.size, recipe.head.kind) == ("delf", recipe.input.size, "linear")
+
+
 def test_sift_is_told_of_as_before_there_was_another_kind():
     assert flatten(LocalConfig(), "local") == {
         "local.size": 256, "local.keypoints": 300, "local.upright": True, "local.ratio": 0.95, "local.threshold": 6,
