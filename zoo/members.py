@@ -34,6 +34,7 @@ from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_table, predict
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
+from zoo.delf_photos import describe_own
 from zoo.embedding import embed_photos
 from zoo.heads import Tell
 from zoo.listing import BYTES_PER_PARAMETER
@@ -277,9 +278,27 @@ class Member:
         """Where local features are found and compared: other devices than these two lack float64."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
+    def described_rows(self, fold: int, parts: Sequence[Part]) -> Rows:
+        """The photos that a fold's model compares with each other: those it learned from, then its queries."""
+        photos, learned = self.context.photos, self.lesson(fold).rows
+        asked = [photos.rows_of(part, fold) for part in PARTS if part == "oof" or part in parts]
+        return np.concatenate([learned, *asked])
+
+    def verifier_of(self, model: Network, fold: int, parts: Sequence[Part]) -> Verifier:
+        """Of the local features that a fold's model has of its own, or shares with all folds."""
+        config = self.recipe.local
+        if config is None or config.kind == "sift":
+            return self.verifier
+        store = describe_own(
+            self.context, self.recipe, config, fold, model,
+            rows=self.described_rows(fold, parts), learned=self.lesson(fold).rows,
+            weights=self.context.run.hash_of(weights_of(self.recipe, fold), made_by=TRAIN_ZOO),
+        )  # fmt: skip
+        return Verifier(store, config, self.context.seed, self.verifying_device)
+
     @cached_property
     def verifier(self) -> Verifier:
-        """Of the recipe's local features, for all folds."""
+        """Of the recipe's SIFT features, for all folds."""
         context, config, device = self.context, self.recipe.local or LocalConfig(), self.verifying_device
         store = describe_photos(
             context.run, config, context.photos.paths, context.photos.hashes,
@@ -287,8 +306,10 @@ class Member:
         )  # fmt: skip
         return Verifier(store, config, context.seed, device)
 
-    def _predict_verified(self, model: Network, photos: NeighbourHead, fold: int, rows: Rows) -> Predictions:
-        context, verifier, lesson = self.context, self.verifier, self.lesson(fold)
+    def _predict_verified(
+        self, verifier: Verifier, model: Network, photos: NeighbourHead, fold: int, rows: Rows
+    ) -> Predictions:
+        context, lesson = self.context, self.lesson(fold)
         label = f"verify {self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
         with context.progress.task(label, len(rows), "photo") as advance:
 
@@ -324,7 +345,8 @@ class Member:
         if self.recipe.local is None:
             score = partial(self.predict, model, fold, keep=self.recipe.candidates)
         else:
-            score = partial(self._predict_verified, model, self._as_neighbours(model, fold), fold)
+            verifier = self.verifier_of(model, fold, missing)
+            score = partial(self._predict_verified, verifier, model, self._as_neighbours(model, fold), fold)
         for part in missing:
             self._score_part(score, fold, part)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,15 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from engine.core.progress import Advance, Progress
+from engine.core.runs import TRAIN_ZOO
 from zoo.candidates import BATCH
 from zoo.context import Context
+from zoo.delf import DIM, Whitening
+from zoo.delf_photos import Describer, count_missing_own, own_series
 from zoo.embedding import embed_rows, embedding_series, frozen_embedder
 from zoo.listing import BYTES_PER_PARAMETER, RecipeFacts, describe
 from zoo.local import inliers
-from zoo.members import Member, photo_source
+from zoo.members import Member, photo_source, weights_of
 from zoo.network import Network, train_mode
 from zoo.photo_heads import PhotoHead
 from zoo.photo_set import PARTS
@@ -140,10 +143,12 @@ class _Trial(Member):
             step = self._time_step(model, left[0], steps) * mean_step(self.recipe.train, self.recipe.input.size)
             seconds, rate = len(untrained) * steps.total * step, steps.batch / step
             memory = BYTES_PER_PARAMETER * learning + self._kept_bytes(model, left[0], steps.batch)
-        describing, verifying = (0.0, 0.0) if self.recipe.local is None else self._time_verification(self.recipe.local)
+        describing, verifying = (
+            (0.0, 0.0) if self.recipe.local is None else self._time_verification(self.recipe.local, model)
+        )
         return Plan(
             name, finished=False, parameters=learning, memory_bytes=memory + WEIGHT_BYTES * rest,
-            images_per_second=rate, training_seconds=seconds, preparing_seconds=self._time_preparing(describing),
+            images_per_second=rate, training_seconds=seconds, preparing_seconds=self._time_preparing(left, describing),
             scoring_seconds=self._time_scoring(model, left, verifying, validates=bool(learning)),
         )  # fmt: skip
 
@@ -224,28 +229,48 @@ class _Trial(Member):
             seconds += asked * verifying + (photos + asked) * each
         return seconds
 
-    def _time_verification(self, config: LocalConfig) -> tuple[float, float]:
+    def _time_verification(self, config: LocalConfig, model: Network) -> tuple[float, float]:
         """Of a photo to be described, and of a query to be compared with as many photos as are verified."""
-        paths = [self.context.photos.paths[row] for row in self._sample()]
+        paths, limit = [self.context.photos.paths[row] for row in self._sample()], self.context.max_pixels
+        describe = partial(extract, paths, config, limit, self.verifying_device, _silent)
+        if config.kind == "delf":
+            width = self.facts.features
+            reduction = Whitening(torch.zeros(width), torch.eye(width)[:, :DIM])  # none that is right takes longer
+            describer = Describer.of(model.eval(), config, self.context.accelerator)
+            describe = partial(describer.extract, paths, reduction, limit, _silent)
         began = time.perf_counter()
-        points = extract(paths, config, self.context.max_pixels, self.verifying_device, _silent)
+        points = describe()
         describing = (time.perf_counter() - began) / len(paths)
         store = LocalStore([points], SHARD)
         others = [store[row % len(points)] for row in range(1, config.candidates + 1)]
         verifying = _seconds(lambda: inliers(store[0], others, config, seed=0, device=self.verifying_device))
         return describing, verifying
 
-    def _time_preparing(self, describing: float) -> float:
-        """Of what is made once for all folds, where a photo is described in some seconds."""
+    def _time_preparing(self, left: Sequence[int], describing: float) -> float:
+        """Of what is made once, for all folds or some, where a photo is described in some seconds."""
         context, recipe, seconds = self.context, self.recipe, 0.0
         if recipe.local is not None:
-            seconds += self._missing(local_series(recipe.local)) * describing
+            seconds += describing * self._undescribed(recipe.local, left)
         if recipe.backbone.frozen:
             if missing := self._missing(embedding_series(recipe)):
                 seconds += missing * self._embedding_seconds()
         elif isinstance(self.source, PhotoSource) and self.source.photos.are_kept:
             seconds += len(context.photos.ids) * self._reading_seconds() / max(1, context.workers)
         return seconds
+
+    def _undescribed(self, config: LocalConfig, left: Sequence[int]) -> int:
+        """Photos to describe: once for all folds, or by each fold's own model."""
+        if config.kind == "sift":
+            return self._missing(local_series(config))
+        run, count = self.context.run, 0
+        for fold in left:
+            hashes = [self.context.photos.hashes[row] for row in self.described_rows(fold, PARTS)]
+            if self.is_trained(fold):
+                weights = run.hash_of(weights_of(self.recipe, fold), made_by=TRAIN_ZOO)
+                count += count_missing_own(run, own_series(self.recipe.name, config, fold, weights), hashes)
+            else:
+                count += len(hashes)
+        return count
 
     def _missing(self, series: Series) -> int:
         """Photos of a series that are to be made, and were not counted for another member."""

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from engine.core.config import (
     MemberConfig,
@@ -158,17 +165,30 @@ class AugmentConfig(Section):
 
 
 class LocalConfig(Section):
-    """Local features and their verification; AUC below: pairs of one landmark against others, in landmarks-mini."""
+    """Local features and their verification; AUC below: pairs of one landmark against others, in landmarks-mini.
 
+    Defaults are those of SIFT; `delf` has other ones in the recipe lite0-delf.
+    """
+
+    kind: Literal["sift", "delf"] = "sift"  # delf: the member's own, where its attention is; needs pooling = attention
+    # delf: of the photo, times `size`; larger ones place keypoints more finely. The paper has 0.25 too, where a small
+    # photo has a few cells
+    scales: tuple[PositiveFloat, ...] = Field((1.0, 1.41, 2.0), min_length=1)
     size: int = Field(256, ge=32, le=2048)  # pixels of the longest side; 384 took 1.6 times as long for no clear gain
     keypoints: int = Field(300, ge=3, le=4096)  # 200: .33 of true pairs above 99 % of others, 300: .42, 400: no more
-    upright: bool = True  # landmarks stand: descriptors turned to the gradient's direction lost .03 AUC
+    upright: bool = True  # sift: landmarks stand: descriptors turned to the gradient's direction lost .03 AUC
     ratio: float = Field(0.95, gt=0, le=1)  # nearest / second distance; Lowe's 0.8 left AUC .58 of .76
     threshold: float = Field(6.0, gt=0)  # pixels an inlier may be off: 2 % of the side, as landmarks are not flat
     hypotheses: int = Field(256, ge=1)  # finds a map that 3 in 10 matches obey with probability 0.999
     minimum: int = Field(8, ge=3)  # inliers that count; 1 % of the pairs of different landmarks have as many
     candidates: int = Field(20, ge=1)  # nearest training photos verified per query: about 0.03 s
     weight: float = Field(1.0, ge=0)  # of the evidence; at 1 a photo's inliers multiply its landmark's odds by 1 + n
+
+    @model_serializer(mode="wrap")
+    def _sift_is_not_told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is made by SIFT was made before there was another kind, and has to stay fresh."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if self.kind != "sift" or key not in {"kind", "scales"}}
 
 
 class Recipe(Section):
@@ -202,6 +222,12 @@ class Recipe(Section):
         pooling = self.backbone.pooling
         if self.backbone.frozen and pooling in LEARNED_POOLINGS:
             raise ValueError(f"backbone.pooling = '{pooling}' learns, and goes with backbone.frozen = false")
+        return self
+
+    @model_validator(mode="after")
+    def _has_attention(self) -> Recipe:
+        if self.local is not None and self.local.kind == "delf" and self.backbone.pooling != "attention":
+            raise ValueError("local.kind = 'delf' goes with backbone.pooling = 'attention', which finds its keypoints")
         return self
 
 

@@ -1,12 +1,13 @@
 """The second look of a member: its nearest training photos are verified by local features, and its logits re-ranked.
 
 `local/<key>/<shard>.npy` holds the keypoints of up to `SHARD` photos in catalog order, [n, K] records of position,
-descriptor and score; a photo's rest is zero. All folds and members with the same features share them, see `zoo.shards`.
+descriptor and score; a photo's rest is zero. All folds and members with the same SIFT features share them, see
+`zoo.shards`; DELF features are a fold's own, see `zoo.delf_photos`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,25 +32,40 @@ from zoo.sources import Rows
 SHARD = 1024  # photos: 82 MB at 300 keypoints, and the most that an interruption costs
 BATCH = 16  # photos described at a time: their patches take 0.1 GB
 WIDTH = 128  # of a SIFT descriptor
-POINT = np.dtype([("position", np.float32, 2), ("descriptor", np.float16, WIDTH), ("score", np.float32)])
 EXTRACTION = ("size", "keypoints", "upright")  # the settings that features depend on
 VERSION = 1  # raised when a change of code changes features or counts
 
 
+def point_type(width: int) -> np.dtype[np.void]:
+    """A keypoint as a record, with a descriptor of some width."""
+    return np.dtype([("position", np.float32, 2), ("descriptor", np.float16, width), ("score", np.float32)])
+
+
+def fill_points(points: NDArray[np.void], photos: Sequence[LocalFeatures]) -> None:
+    """Write the features of the first photos into records [n, K] of zeros."""
+    for row, found in enumerate(photos):
+        points["position"][row, : len(found)] = found.positions
+        points["descriptor"][row, : len(found)] = found.descriptors
+        points["score"][row, : len(found)] = found.scores
+
+
 @dataclass(frozen=True, eq=False)
 class LocalStore:
-    """The local features of every photo, read from disk when they are asked for.
+    """The local features of photos, read from disk when they are asked for by the photo's row.
 
     Attributes:
         shards: of `SHARD` photos each, the last one of what is left; records [n, K].
         size: photos in a full shard.
+        places: row -> place among the photos of the shards; None where these are all photos in their order.
     """
 
     shards: Sequence[NDArray[np.void]]
     size: int
+    places: Mapping[int, int] | None = None
 
     def __getitem__(self, row: int) -> LocalFeatures:
-        points = self.shards[row // self.size][row % self.size]
+        place = row if self.places is None else self.places[row]
+        points = self.shards[place // self.size][place % self.size]
         points = points[points["score"] > 0]
         return LocalFeatures(*(np.ascontiguousarray(points[name]) for name in ("position", "descriptor", "score")))
 
@@ -65,7 +81,7 @@ def describe_photos(
     progress: Progress,
     stop: StopRequest,
 ) -> LocalStore:
-    """Extract every photo's local features, shard by shard; shards that are whole and fresh are not made again.
+    """Extract every photo's SIFT features, shard by shard; shards that are whole and fresh are not made again.
 
     Args:
         run: where the shards go.
@@ -88,7 +104,7 @@ def describe_photos(
 
 
 def local_series(config: LocalConfig) -> Series:
-    """The shards of the local features that some settings ask for."""
+    """The shards of the SIFT features that some settings ask for."""
     made_from = {f"local.{name}": value for name, value in flatten(config).items() if name in EXTRACTION}
     key = f"sift-{config.size}-{sha256_json(made_from)[:8]}"
     return Series(f"local/{key}", "local features", f"describe {key}", SHARD, made_from | {"version": VERSION})
@@ -97,15 +113,12 @@ def local_series(config: LocalConfig) -> Series:
 def extract(
     paths: Sequence[Path], config: LocalConfig, max_pixels: int, device: torch.device, advance: Advance
 ) -> NDArray[np.void]:
-    """The local features of some photos, records [n, K]."""
-    points = np.zeros((len(paths), config.keypoints), POINT)
+    """The SIFT features of some photos, records [n, K]."""
+    points = np.zeros((len(paths), config.keypoints), point_type(WIDTH))
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
         images = [read_image(path, max_pixels=max_pixels, cover=config.size) for path in part]
-        for row, found in enumerate(sift_features(images, config, device=device), start):
-            points["position"][row, : len(found)] = found.positions
-            points["descriptor"][row, : len(found)] = found.descriptors
-            points["score"][row, : len(found)] = found.scores
+        fill_points(points[start:], sift_features(images, config, device=device))
         advance(len(part), "")
     return points
 

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from engine.core.config import MemberConfig, named_toml_files
+from engine.core.config import MemberConfig, flatten, named_toml_files
 from engine.core.errors import ConfigError
-from zoo.recipe import BackboneConfig, HeadConfig, load_recipe, member_recipe
+from zoo.recipe import BackboneConfig, HeadConfig, LocalConfig, load_recipe, member_recipe
 
 SHIPPED = sorted(named_toml_files("zoo.recipes"))
 
@@ -66,6 +66,34 @@ def test_a_pooling_that_learns_does_not_go_with_a_frozen_backbone(pooling):
 def test_a_stage_needs_a_pooling_of_our_own():
     with pytest.raises(ConfigError, match="'stage' goes with pooling = 'attention', 'flat', 'gem'"):
         load_recipe("tiny-scratch", {"backbone.stage": 3})
+
+
+def test_own_keypoints_need_an_attention_that_finds_them():
+    with pytest.raises(ConfigError, match=r"local\.kind = 'delf' goes with backbone\.pooling = 'attention'"):
+        load_recipe("tiny-scratch", {"local.kind": "delf"})
+    with pytest.raises(ConfigError, match=r"'attention' learns, and goes with backbone\.frozen = false"):
+        load_recipe("tiny-frozen", {"local.kind": "delf", "backbone.pooling": "attention"})
+    assert load_recipe("tiny-scratch", {"local.kind": "delf", "backbone.pooling": "attention"}).local.kind == "delf"
+
+
+@pytest.mark.parametrize("name", ["lite0-delf", "resnet50-delf"])
+def test_shipped_attention_verifies_by_itself_at_the_size_it_was_trained_at(name):
+    recipe = load_recipe(name)
+    assert (recipe.local.kind, recipe.local.size, recipe.head.kind) == ("delf", recipe.input.size, "linear")
+
+
+def test_sift_is_told_of_as_before_there_was_another_kind():
+    assert flatten(LocalConfig(), "local") == {
+        "local.size": 256, "local.keypoints": 300, "local.upright": True, "local.ratio": 0.95, "local.threshold": 6,
+        "local.hypotheses": 256, "local.minimum": 8, "local.candidates": 20, "local.weight": 1,
+    }  # fmt: skip
+    assert flatten(LocalConfig(kind="sift", scales=(1.0,))) == flatten(LocalConfig())
+
+
+def test_all_that_delf_depends_on_is_told():
+    told = flatten(LocalConfig(kind="delf", scales=(1.0, 2.0)))
+    assert (told["kind"], told["scales"]) == ("delf", [1.0, 2.0])
+    assert told.keys() == LocalConfig.model_fields.keys()
 
 
 def test_settings_change_single_keys_and_leave_the_rest():

@@ -21,7 +21,7 @@ from zoo.members import run_member
 from zoo.photo_heads import NeighbourHead
 from zoo.photo_set import PhotoSet
 from zoo.recipe import HeadConfig, LocalConfig, load_recipe
-from zoo.verification import Verifier, describe_photos
+from zoo.verification import Verifier, describe_photos, local_series
 
 SIDE = 160
 TINTS = {"a": (255, 40, 0), "b": (0, 255, 40), "c": (40, 0, 255)}
@@ -146,6 +146,13 @@ def test_only_settings_that_change_features_make_new_ones(tmp_path, drawn):
     assert not _touched(run.path("local"), before)
     _describe(run, drawn, config=LOCAL.model_copy(update={"keypoints": 60}))
     assert len(_touched(run.path("local"), before)) == 3
+
+
+def test_what_sift_features_are_made_from_is_what_it_was_in_version_1():
+    assert dataclasses.asdict(local_series(LocalConfig())) == {
+        "folder": "local/sift-256-a9ecb85b", "kind": "local features", "label": "describe sift-256-a9ecb85b",
+        "size": 4, "inputs": {"local.size": 256, "local.keypoints": 300, "local.upright": True, "version": 1},
+    }  # fmt: skip
 
 
 def test_pairs_seen_before_count_the_same(tmp_path, drawn):
