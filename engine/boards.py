@@ -98,6 +98,11 @@ def _costs(board: Mapping[str, Any]) -> Table:
     return "The queries that cost most; engine explain shows one", columns, rows
 
 
+def _pairs(board: Mapping[str, Any]) -> Table:
+    rows = [(row["theirs"], row["kind"], *_difference(row["difference"])) for row in board["pairs"]]
+    return "The stack's GAP minus theirs, paired", ("against", "kind", "difference", board["interval"], "p"), rows
+
+
 def _prevalence(board: Mapping[str, Any]) -> Table:
     rows = [
         (f"{row['prevalence']:.0%}", f"{row['plain']:.4f}", f"{row['corrected']:.4f}", *_difference(row["difference"]))
@@ -158,6 +163,7 @@ def _difference(found: Mapping[str, float]) -> tuple[str, str, str]:
 
 STUDIED = ("worth", "importance", "checks")  # those that are made when they are asked for
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], Table]] = {
+    "pairs": _pairs,
     "sizes": _sizes,
     "oracles": _oracles,
     "calibration": _calibration,

@@ -198,7 +198,7 @@ def leaderboard(
         typer.Option(
             "--table",
             metavar="NAME",
-            help="Another table: sizes, oracles, calibration, costs, prevalence, blanking, transductive; "
+            help="Another table: pairs, sizes, oracles, calibration, costs, prevalence, blanking, transductive; "
             "or, after minutes when first asked for: worth, importance, checks.",
         ),
     ] = "",

@@ -125,39 +125,36 @@ def _score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | No
 
 
 def compare_stack(
-    entries: Sequence[Entry], queries: pd.DataFrame, config: ValidationConfig, *, seed: int, against: Kind = "member"
-) -> Comparison:
-    """The best stack against the best entry of another kind, paired.
+    entries: Sequence[Entry], queries: pd.DataFrame, config: ValidationConfig, *, seed: int
+) -> list[Comparison]:
+    """The stack against every other entry, paired: the best of the others first, equal ones by name.
 
     Args:
-        entries: as for `rank_entries`.
+        entries: as for `rank_entries`, one of them a stack.
         queries: likewise.
         config: likewise.
-        seed: of the resamples.
-        against: the other kind.
+        seed: of the resamples, which are the same for every entry.
 
     Raises:
-        DataError: when there is no entry of one of the kinds; else as `rank_entries`.
+        DataError: when there is not one stack; else as `rank_entries`.
     """
-    ours, our_queries = _best(entries, "stack", queries, config)
-    theirs, their_queries = _best(entries, against, queries, config)
-    difference = bootstrap_difference(
-        our_queries,
-        their_queries,
-        resamples=config.bootstrap,
-        level=config.confidence_level,
-        rng=np.random.default_rng(seed),
-    )
-    return Comparison(ours.name, theirs.name, against, difference)
+    stacks = [entry for entry in entries if entry.kind == "stack"]
+    if len(stacks) != 1:
+        raise DataError(f"there are {len(stacks)} stacks to compare, wanted one")
+    ours = lay_answers(stacks[0].answers, queries, config)
 
+    def compare(entry: Entry) -> Comparison:
+        difference = bootstrap_difference(
+            ours,
+            lay_answers(entry.answers, queries, config),
+            resamples=config.bootstrap,
+            level=config.confidence_level,
+            rng=np.random.default_rng(seed),
+        )
+        return Comparison(stacks[0].name, entry.name, entry.kind, difference)
 
-def _best(
-    entries: Sequence[Entry], kind: Kind, queries: pd.DataFrame, config: ValidationConfig
-) -> tuple[Entry, ScoredQueries]:
-    aligned = [(entry, lay_answers(entry.answers, queries, config)) for entry in entries if entry.kind == kind]
-    if not aligned:
-        raise DataError(f"there is no {kind} to compare")
-    return min(aligned, key=lambda pair: (-score_queries(pair[1]), pair[0].name))
+    found = [compare(entry) for entry in entries if entry.kind != "stack"]
+    return sorted(found, key=lambda each: (each.difference.estimate, each.theirs))
 
 
 def _score_entry(entry: Entry, queries: ScoredQueries, config: ValidationConfig, seed: int) -> LeaderboardRow:
