@@ -48,6 +48,14 @@ def main(folder: Path) -> None:
     print_board(f"Weighted to {PREVALENCE:.0%} with a known landmark", ask("leaderboard", *place))
     run("stack", "--oof", *place)
     print_board("As the folds are", ask("leaderboard", *place))
+    print_table(
+        "The stack minus the others",
+        ("against", "kind", "difference", "95 % interval", "p"),
+        (
+            (r["theirs"], r["kind"], *difference(r["difference"]))
+            for r in ask("leaderboard", *place, "--table", "pairs")
+        ),
+    )
     print_board("With one part perfect", ask("leaderboard", *place, "--table", "oracles"))
     found = ask("leaderboard", *place, "--table", "calibration")
     print_table(
