@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from engine.core.config import StackConfig, StackMethod
 from engine.core.errors import DataError
@@ -114,7 +115,8 @@ def try_methods(
     draws = draw_parts(groups, config, seed)
     wanted = METHODS if config.method == "auto" else (config.method,)
     stages = [stage for stage in STAGES if stage in wanted or "two-stage" in wanted]
-    firsts = dict(zip(stages, _fit_stages(lesson, stages, draws, seed), strict=True))
+    with threadpool_limits(1, user_api="blas"):  # whose sums depend on the threads, and which parts would fight over
+        firsts = dict(zip(stages, _fit_stages(lesson, stages, draws, seed), strict=True))
     if "two-stage" not in wanted:
         return list(firsts.values())
     second = _fit_second(lesson, list(firsts.values()), draws, seed)
