@@ -254,9 +254,6 @@ def test_the_leaderboard_tells_how_reliable_confidences_are(studied, here):
 def test_the_costliest_queries_can_be_explained(studied, here):
     rows, _ = _table(here, studied[0], "costs")
     assert [row["cost"] for row in rows] == sorted((row["cost"] for row in rows), reverse=True)
-    nothing = [row for row in rows if row["kind"] == "confident but shows nothing"]
-    assert nothing
-    assert {row["truth"] for row in nothing} == {None}
     found = json.loads(here("explain", rows[0]["id"], "--run", studied[0], "--json").out)
     assert found["answer"] == rows[0]["answer"]
     assert found["confidence"] == rows[0]["confidence"]

@@ -31,11 +31,11 @@ class Competition:
         )
 
     def tangled(self):
-        """The rows with two features that say nothing each and much together: trees see it, a line cannot."""
+        """The rows with a feature that right ones have in the middle: trees see it, a line cannot."""
         rows, rng = self.rows(), np.random.default_rng(8)
-        first, told = rng.random(len(rows)) < 0.5, rng.random(len(rows)) < 0.85
-        second = first ^ (mark_right(rows, self.queries) == told)
-        return rows.assign(**{"tangle.first": np.float32(first), "tangle.second": np.float32(second)})
+        middle = mark_right(rows, self.queries) == (rng.random(len(rows)) < 0.85)
+        size = np.where(middle, rng.uniform(0, 0.3, len(rows)), rng.uniform(0.3, 1, len(rows)))
+        return rows.assign(**{"tangle.place": np.float32(size * rng.choice([-1, 1], len(rows)))})
 
     def shuffled(self, seed):
         """The same tables, every one in another order."""
