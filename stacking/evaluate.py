@@ -114,7 +114,7 @@ def enter_baselines(
     Raises:
         DataError: as `cross_predict`.
     """
-    fits = {
+    fits: dict[str, Fit] = {
         **fitted_baselines(rows),
         "lambdarank": lambda part, right: fit_lambdarank(part, right, config, seed=seed, threads=threads),
     }
