@@ -60,14 +60,19 @@ def find_costs(
         {
             "id": queries["id"].to_numpy(),
             "kind": kind,
-            "answer": queries["id"].map(answers.set_index("id")["landmark_id"]).to_numpy(dtype=object),
-            "truth": queries["landmark_id"].to_numpy(dtype=object),
+            "answer": _or_none(queries["id"].map(answers.set_index("id")["landmark_id"])),
+            "truth": _or_none(queries["landmark_id"]),
             "confidence": laid.confidence,
             "cost": measure_costs(laid),
         }
     )
     costly = table[table["cost"] > 0]
     return costly.sort_values(["cost", "id"], ascending=[False, True], ignore_index=True)
+
+
+def _or_none(names: pd.Series[Any]) -> pd.Series[Any]:
+    """[Q] with None for what is missing, which JSON knows, and not NaN, which it does not."""
+    return names.reset_index(drop=True).astype(object).where(names.notna().to_numpy(), None)
 
 
 def measure_costs(queries: ScoredQueries) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from stacking.calibration import (
 from stacking.features import mark_right
 from stacking.fitting import choose_trial, fit_stacker, try_methods
 from stacking.objectives import query_starts
-from stacking.trees import answer_gap
+from stacking.trees import answer_gap, fit_lambdarank
 
 Kind = Literal["member", "baseline", "method", "stack", "oracle"]
 
@@ -99,13 +99,30 @@ def enter_members(candidates: pd.DataFrame, queries: pd.DataFrame, fit_seconds: 
     ]
 
 
-def enter_baselines(rows: pd.DataFrame, queries: pd.DataFrame) -> list[Entry]:
-    """Every baseline: the fixed rules, and the logistic stack and the blends, fitted without the query's fold."""
+def enter_baselines(
+    rows: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int
+) -> list[Entry]:
+    """Every baseline: the fixed rules, and the logistic stack, the blends and lambdarank without the query's fold.
+
+    Args:
+        rows: [N] of `build_rows`.
+        queries: id, fold, landmark_id.
+        config: the trees of lambdarank.
+        seed: likewise.
+        threads: how many to use; the answers do not depend on it.
+
+    Raises:
+        DataError: as `cross_predict`.
+    """
+    fits: dict[str, Fit] = {
+        **fitted_baselines(rows),
+        "lambdarank": lambda part, right: fit_lambdarank(part, right, config, seed=seed, threads=threads),
+    }
     ruled = [
         Entry(name, "baseline", pick_answers(rows, rule(rows), queries, decided_by=name), 0.0)
         for name, rule in choose_rules(rows).items()
     ]
-    return [*ruled, *(_enter(name, "baseline", rows, queries, fit) for name, fit in fitted_baselines(rows).items())]
+    return [*ruled, *(_enter(name, "baseline", rows, queries, fit) for name, fit in fits.items())]
 
 
 @dataclass(frozen=True, eq=False)

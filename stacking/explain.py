@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.core.errors import ArtifactError, DataError
+from engine.core.errors import DataError
 from engine.core.gap import rank_answers
 from stacking.features import P_LANDMARK
 from stacking.importance import OF_QUERY
-from stacking.stacker import Stacker
+from stacking.scales import straighten_all
+from stacking.stacker import Model, Stacker
+from stacking.trees import Matrix, as_matrix
 
 SHOWN = 5  # candidates of a member: as many as make the stacker's rows by default
 MOVERS = 10  # features: what one reads at a glance
@@ -48,7 +50,7 @@ class Judged:
 
     Attributes:
         landmark_id: the candidate.
-        log_odds: the stacker's raw score, the mean over its models.
+        log_odds: the mean margin of the models of the stacker's first stage; its probability is a mean of theirs.
         base: where every candidate starts; `log_odds` is this and the contributions of all features.
         movers: the features that moved it most, up or down.
     """
@@ -131,26 +133,31 @@ def explain_answer(
 
 
 def contributions(stacker: Stacker, rows: pd.DataFrame) -> NDArray[np.float64]:
-    """What each feature adds to the log-odds of each row: SHAP values of its trees, the mean over the models.
+    """What each feature adds to the log-odds of each row, the mean over the models of the first stage.
 
-    Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles" (arXiv 1802.03888).
+    Of a linear model it is weight times straightened value, so what a feature adds where it says nothing is its own and
+    not the base's; of trees it is their SHAP value: Lundberg et al., "Consistent Individualized Feature Attribution for
+    Tree Ensembles" (arXiv 1802.03888).
 
     Returns:
         [N, F + 1] in the order of the stacker's features; the last column is where every row starts.
 
     Raises:
         ArtifactError: when the rows lack features.
+        DataError: when a feature is not a finite number.
     """
-    missing = [name for name in stacker.features if name not in rows.columns]
-    if missing:
-        raise ArtifactError(
-            f"the stacker reads {len(missing)} features that these rows lack: {', '.join(missing)}",
-            hint="the members changed since it was fitted; run 'engine stack' again",
-        )
-    values = rows[list(stacker.features)].to_numpy(dtype=np.float32)
-    parts = [lgb.Booster(model_str=m).predict(values, pred_contrib=True, num_threads=1) for m in stacker.models]
-    mean: NDArray[np.float64] = np.mean(parts, axis=0, dtype=np.float64)
+    values = as_matrix(rows, stacker.features)
+    straight = straighten_all(values, np.array(stacker.bounded))
+    mean: NDArray[np.float64] = np.mean([_contribute(model, values, straight) for model in stacker.models], axis=0)
     return mean
+
+
+def _contribute(model: Model, values: Matrix, straight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N, F + 1] of one model."""
+    added = np.column_stack([straight * model.linear.weights, np.full(len(values), model.linear.bias)])
+    if model.trees:
+        added += lgb.Booster(model_str=model.trees).predict(values, pred_contrib=True, num_threads=1)
+    return added
 
 
 def _list_best(candidates: pd.DataFrame, query: str, member: str) -> tuple[Listed, ...]:

@@ -54,7 +54,7 @@ def make_leaderboard(run: Run, config: EngineConfig, evidence: Evidence, progres
         rows = evidence.rows(config.stack)
         advance(1, "rows made")
         entries = enter_members(evidence.candidates, queries, _fit_seconds(run, evidence.members))
-        entries += enter_baselines(rows, queries)
+        entries += enter_baselines(rows, queries, config.stack, seed=config.seed, threads=config.cores)
         advance(1, "baselines fitted")
         stacked = _enter_stack(run, config, queries)
         entries += stacked

@@ -6,10 +6,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -17,13 +19,17 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from engine.boards import STUDIED, TABLES
 from engine.cli import app
-from engine.core.config import load_config, named_toml_files
+from engine.core.config import StackMethod, load_config, named_toml_files
+from engine.core.runs import Run
+from engine.pipeline.artifacts import STUDIES
 
 COMMANDS = [
     "train-zoo", "stack", "leaderboard", "submit", "cv", "demo", "check-submission", "score", "check",
-    "config show", "config init", "few-shot", "show-batch", "zoo list", "zoo show",
+    "config show", "config init", "few-shot", "show-batch", "zoo list", "zoo show", "explain",
 ]  # fmt: skip
+METHODS = get_args(StackMethod)
 PRESETS = sorted(named_toml_files("engine.presets"))
 HEAVY = ("torch", "timm", "kornia", "lightgbm", "sklearn", "pandas", "numpy", "pyarrow", "PIL")
 
@@ -90,7 +96,7 @@ def test_data_goes_to_stdout_and_talk_to_stderr(finished_run):
     assert said["train-zoo"].out == ""
     assert said["stack"].out.startswith("Cross-validated GAP, 2 folds\n")
     assert "measure photos: 78/78 photos" in said["train-zoo"].err
-    assert "stacker: answered 14 test queries" in said["stack"].err
+    assert "stack: answered 14 test queries" in said["stack"].err
     assert "submission.csv: valid, 14 rows" in said["submit"].out
 
 
@@ -141,7 +147,9 @@ def test_leaderboard_rows_are_members_baselines_and_the_stack(finished_run, here
     kinds = {row["name"]: row["kind"] for row in rows}
     assert {name for name, kind in kinds.items() if kind == "member"} == {"tiny-frozen", "tiny-scratch"}
     assert {name for name, kind in kinds.items() if kind == "stack"} == {"stack"}
-    assert set(kinds.values()) == {"member", "baseline", "stack"}
+    assert {name for name, kind in kinds.items() if kind == "method"} == set(METHODS)
+    assert {"mean", "logistic", "lambdarank"} <= {name for name, kind in kinds.items() if kind == "baseline"}
+    assert set(kinds.values()) == {"member", "baseline", "method", "stack"}
     for row in rows:
         assert 0 <= row["gap_low"] <= row["gap"] <= row["gap_high"] <= 1
         assert row["fit_seconds"] >= 0
@@ -165,29 +173,225 @@ def test_leaderboard_tells_what_views_are_worth(run, here):
     assert "over none" in table.out
 
 
-def test_leaderboard_tells_the_gap_by_size(finished_run, here):
-    bands = json.loads(here("leaderboard", "--run", finished_run.root, "--by-size", "--json").out)
-    rows = json.loads(here("leaderboard", "--run", finished_run.root, "--json").out)
-    table = here("leaderboard", "--run", finished_run.root, "--by-size").out
+def _table(here, root, name):
+    """A table as JSON, and as it is printed."""
+    said = [here("leaderboard", "--run", root, "--table", name, *words) for words in (["--json"], [])]
+    assert [each.code for each in said] == [0, 0], said[0].err + said[1].err
+    return json.loads(said[0].out), said[1].out
+
+
+@pytest.fixture(scope="module")
+def studied(finished_run, tmp_path_factory, here):
+    """A copy of the finished run with every study made, and what was said when each was made."""
+    root = shutil.copytree(finished_run.root, tmp_path_factory.mktemp("studied") / "run")
+    return root, {name: here("leaderboard", "--run", root, "--table", name) for name in STUDIED}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_printed_and_given_as_json(name, studied, here):
+    root, _ = studied
+    found, printed = _table(here, root, name)
+    assert found
+    title, columns, rows = TABLES[name](
+        found if name in STUDIED else json.loads((root / "stack" / "leaderboard.json").read_text(encoding="utf-8"))
+    )
+    assert printed.startswith(title)
+    assert all(column in printed.splitlines()[1] for column in columns)
+    for row in rows:
+        assert len(row) == len(columns)
+        assert all(cell in printed for cell in row)
+
+
+def test_studies_are_made_once(studied, here):
+    root, first = studied
+    when = {name: (root / path).stat().st_mtime_ns for name, path in STUDIES.items()}
+    for name in STUDIED:
+        assert f"study {name}: 1/1 studys" in first[name].err or f"study {name}" in first[name].err
+        again = here("leaderboard", "--run", root, "--table", name)
+        assert (again.out, again.err) == (first[name].out, "")
+    assert {name: (root / path).stat().st_mtime_ns for name, path in STUDIES.items()} == when
+
+
+def test_a_study_of_another_stack_is_made_anew(run, here):
+    words = ("leaderboard", "--run", run, "--table", "importance")
+    assert here(*words).code == 0
+    assert here("stack", "--run", run, "--set", "stack.method=linear").code == 0
+    again = here(*words)
+    assert "study importance" in again.err
+    assert "most gain" not in again.out  # a linear stack has no trees
+
+
+def test_a_study_needs_a_stack(run, here):
+    Run(run).forget("stack/stacker.json")
+    said = here("leaderboard", "--run", run, "--table", "worth")
+    assert said.code == 4
+    assert "run 'engine stack" in said.err
+
+
+def test_leaderboard_tells_the_gap_by_size(studied, here):
+    bands, printed = _table(here, studied[0], "sizes")
+    rows = json.loads(here("leaderboard", "--run", studied[0], "--json").out)
     for band in bands:
         assert set(band["gaps"]) == {row["name"] for row in rows}
-        assert band["shorter_side"] in " ".join(table.split())
+        assert band["shorter_side"] in " ".join(printed.split())
 
 
-def test_the_leaderboard_tells_what_each_part_could_still_win(finished_run, here):
-    rows = json.loads(here("leaderboard", "--run", finished_run.root, "--oracles", "--json").out)
+def test_the_leaderboard_tells_what_each_part_could_still_win(studied, here):
+    rows, printed = _table(here, studied[0], "oracles")
     gaps = {row["name"]: row["gap"] for row in rows}
     assert gaps["stack"] <= min(gap for name, gap in gaps.items() if name != "stack")
     assert gaps["oracle label and ranking"] == max(gaps.values())
-    assert "oracle gate" in here("leaderboard", "--run", finished_run.root, "--oracles").out
+    assert "oracle gate" in printed
 
 
-def test_the_leaderboard_tells_how_reliable_confidences_are(finished_run, here):
-    found = json.loads(here("leaderboard", "--run", finished_run.root, "--calibration", "--json").out)
+def test_the_leaderboard_tells_how_reliable_confidences_are(studied, here):
+    found, printed = _table(here, studied[0], "calibration")
     assert sum(count for _, _, count in found["after"]["bins"]) > 0
     assert 0 <= found["after"]["ece"] <= 1
-    table = here("leaderboard", "--run", finished_run.root, "--calibration").out
-    assert f"before: expected calibration error {found['before']['ece']:.4f}" in table
+    assert f"before: expected calibration error {found['before']['ece']:.4f}" in printed
+
+
+def test_the_costliest_queries_can_be_explained(studied, here):
+    rows, _ = _table(here, studied[0], "costs")
+    assert [row["cost"] for row in rows] == sorted((row["cost"] for row in rows), reverse=True)
+    found = json.loads(here("explain", rows[0]["id"], "--run", studied[0], "--json").out)
+    assert found["answer"] == rows[0]["answer"]
+    assert found["confidence"] == rows[0]["confidence"]
+
+
+def test_blanks_and_prevalence_and_other_queries_are_told_with_what_they_cost(studied, here):
+    for row in _table(here, studied[0], "blanking")[0]:
+        assert row["difference"]["estimate"] <= 0
+    shares = [row["prevalence"] for row in _table(here, studied[0], "prevalence")[0]]
+    assert shares == sorted(shares)
+    names = {row["name"] for row in _table(here, studied[0], "transductive")[0]}
+    assert names == {"stack", "stack demoted", "stack corrected", "stack corrected and demoted"}
+
+
+def test_members_gate_and_honesty_are_studied(studied, here):
+    worth, _ = _table(here, studied[0], "worth")
+    assert [row["without"] for row in worth["without"]] == ["tiny-frozen", "tiny-scratch", "gate"]
+    assert {row["member"] for row in worth["added"]} == {"tiny-frozen", "tiny-scratch"}
+    lost = _table(here, studied[0], "importance")[0]["lost"]
+    assert {"tiny-frozen", "tiny-scratch", "gate", "all"} <= {row["name"] for row in lost}
+    checks, printed = _table(here, studied[0], "checks")
+    assert checks["leaks"]["queries"] == 0
+    assert printed.splitlines()[2].endswith("ok")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "sise"], "--table: no table is called 'sise' — did you mean 'sizes'"),
+        (["--table", "costs", "--tta", "none"], "--tta and --table are two tables"),
+    ],
+)
+def test_the_leaderboard_is_asked_for_one_table_that_there_is(words, message, finished_run, here):
+    said = here("leaderboard", "--run", finished_run.root, *words)
+    assert (said.code, said.out) == (2, "")
+    assert message in " ".join(said.err.replace("│", "").split())
+
+
+# ---- explain
+
+
+def test_explain_shows_what_led_to_an_answer(studied, here):
+    photo = f"{0:016x}"
+    found = json.loads(here("explain", photo, "--run", studied[0], "--json").out)
+    printed = here("explain", photo, "--run", studied[0]).out
+    assert printed.startswith(f"{photo}: answer {found['answer']}, confidence {found['confidence']:.4f}, rank ")
+    assert "(train); it shows a: " in printed
+    assert "gate: shows a landmark with probability" in printed
+    for listed in found["members"].values():
+        assert all(f"{each['score']:.4f}" in printed for each in listed)
+    for judged in found["judged"]:
+        assert f"What moved {judged['landmark_id']}: log-odds {judged['base']:+.3f}" in printed
+        assert all(each["feature"] in printed for each in judged["movers"])
+    assert all(each["id"] in printed for each in found["near"])
+
+
+def test_explain_draws_what_is_near(studied, tmp_path, here):
+    out = tmp_path / "near.png"
+    said = here("explain", f"{9999:016x}", "--run", studied[0], "--out", out)
+    assert said.code == 0
+    assert f"picture: {out}" in said.out
+    assert "its truth is not known here" in said.out
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([f"{0:015x}x"], 3, "did you mean"),
+        ([f"{0:016x}", "--member", "tiny-frosen"], 2, "did you mean 'tiny-frozen'"),
+    ],
+)
+def test_explain_names_the_nearest_of_what_is_not_there(words, code, message, studied, here):
+    said = here("explain", *words, "--run", studied[0])
+    assert (said.code, said.out) == (code, "")
+    assert message in said.err
+
+
+# ---- the stack's settings
+
+
+def _answers(root):
+    return pd.read_parquet(root / "stack" / "answers.test.parquet").set_index("id")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_stack_takes_the_method_that_is_named(method, run, here):
+    said = here("stack", "--run", run, "--set", f"stack.method={method}")
+    assert said.code == 0, said.err
+    assert f"stack: {method}, fitted on" in said.err
+    assert json.loads((run / "stack" / "stacker.json").read_text())["method"] == method
+    assert set(pd.read_parquet(run / "stack" / "methods.oof.parquet")["decided_by"]) == {method}
+    assert len(_answers(run)) == 14
+
+
+def test_an_unknown_method_is_refused(run, here):
+    said = here("stack", "--run", run, "--set", "stack.method=boosting")
+    assert said.code == 2
+    assert "two-stage" in said.err
+
+
+def test_answers_below_a_confidence_are_left_out_of_the_submission(run, here):
+    before = _answers(run)
+    assert 0 < (before["confidence"] < 0.5).sum() < len(before)
+    said = here("stack", "--run", run, "--set", "stack.blank_below=0.5")
+    assert "fitted on" not in said.err
+    assert here("submit", "--run", run).code == 0
+    rows = zip(*(_column(run / "submission.csv", name) for name in ("id", "landmarks")), strict=True)
+    assert {photo for photo, answer in rows if not answer} == set(before.index[before["confidence"] < 0.5])
+    assert here("stack", "--run", run).code == 0
+    pd.testing.assert_frame_equal(_answers(run), before)
+
+
+def test_the_test_set_itself_may_tell_how_many_photos_show_a_landmark(run, here):
+    before = _answers(run)
+    said = here("stack", "--run", run, "--transductive")
+    assert re.search(r"^transductive: \d+\.\d% of the test photos seem", said.err, re.MULTILINE)
+    assert "fitted on" not in said.err
+    after = _answers(run)
+    assert after["landmark_id"].equals(before["landmark_id"])
+    assert (after["confidence"] != before["confidence"]).any()
+    assert here("stack", "--run", run).code == 0
+    pd.testing.assert_frame_equal(_answers(run), before)
+
+
+def test_confidences_are_corrected_to_a_prevalence_unless_told_not_to(run, here):
+    before = _answers(run)
+    said = here("stack", "--oof", "--run", run, "--prevalence", "0.1", "--json")
+    kinds = {row["name"]: row["kind"] for row in json.loads(said.out)}
+    assert kinds["stack, not corrected"] == "method"
+    after = _answers(run)
+    assert after["landmark_id"].equals(before["landmark_id"])
+    assert (after["confidence"] <= before["confidence"]).all()
+    assert (after["confidence"] < before["confidence"]).any()
+    said = here("stack", "--oof", "--run", run, "--prevalence", "0.1", "--json", "--set", "stack.correct=false")
+    assert "stack, not corrected" not in {row["name"] for row in json.loads(said.out)}
+    pd.testing.assert_frame_equal(_answers(run), before)
 
 
 def test_another_calibration_changes_confidences_and_not_their_order(run, here):
@@ -209,12 +413,6 @@ def test_an_unknown_calibration_is_refused(run, here):
     assert "platt" in said.err
 
 
-def test_the_leaderboard_is_asked_for_one_table_at_a_time(finished_run, here):
-    said = here("leaderboard", "--run", finished_run.root, "--oracles", "--by-size")
-    assert said.code == 2
-    assert "--by-size" in said.err
-
-
 def test_cv_uses_what_the_run_has_and_prints_the_leaderboard(finished_run, run, here):
     said = here("cv", "--data", finished_run.data, "--run", run)
     assert said.code == 0
@@ -227,8 +425,11 @@ def test_cv_weighs_the_queries_to_a_prevalence(run, here):
     plain = json.loads(here("leaderboard", "--run", run, "--json").out)
     weighed = json.loads(here("cv", "--run", run, "--prevalence", "0.2", "--json").out)
     gap = {row["name"]: row["gap"] for row in plain}
-    assert all(row["gap"] <= gap[row["name"]] for row in weighed)  # more queries without a landmark are in the way
-    assert any(row["gap"] < gap[row["name"]] for row in weighed)
+    gap |= {"stack, not corrected": gap.pop("stack")}
+    others = [row for row in weighed if row["name"] in gap]
+    assert {row["name"] for row in weighed} == {*gap, "stack"}
+    assert all(row["gap"] <= gap[row["name"]] for row in others)  # more queries without a landmark are in the way
+    assert any(row["gap"] < gap[row["name"]] for row in others)
 
 
 # ---- score and the checks

@@ -425,7 +425,7 @@ def test_an_interrupt_before_any_training_ends_at_once(stage, competition, tmp_p
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
-    monkeypatch.setattr(f"engine.pipeline.{stage}", wait)
+    monkeypatch.setattr(f"engine.pipeline.photos.{stage}", wait)
     began = time.monotonic()
     said = here("train-zoo", "--config", "tiny", "--data", competition, "--run", tmp_path / "run")
     assert said.code == 130

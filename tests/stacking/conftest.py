@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from engine.core.config import StackConfig, ValidationConfig
-from stacking.features import build_rows
+from stacking.evaluate import cross_stack, groups_of
+from stacking.features import build_rows, mark_right
+from stacking.fitting import try_methods
 
 MEMBERS = ("large", "small", "nearest")
 LANDMARKS = 40
@@ -27,6 +29,13 @@ class Competition:
         return build_rows(
             self.candidates, self.query_features, self.class_sizes, self.queries, members, per_member=per_member
         )
+
+    def tangled(self):
+        """The rows with a feature that right ones have in the middle: trees see it, a line cannot."""
+        rows, rng = self.rows(), np.random.default_rng(8)
+        middle = mark_right(rows, self.queries) == (rng.random(len(rows)) < 0.85)
+        size = np.where(middle, rng.uniform(0, 0.3, len(rows)), rng.uniform(0.3, 1, len(rows)))
+        return rows.assign(**{"tangle.place": np.float32(size * rng.choice([-1, 1], len(rows)))})
 
     def shuffled(self, seed):
         """The same tables, every one in another order."""
@@ -78,6 +87,7 @@ def draw_competition(seed, *, queries=800, folds=4):
     gate = 1 / (1 + np.exp(-np.where(kind == "none", -1.5, 1.5) - rng.normal(0, 1.5, queries)))
     features.append(pd.DataFrame({"member": "gate", "query": ids, "p_landmark": gate}))
     truth = pd.Series(names[shown], dtype="str").mask(kind != "landmark")
+    fold = rng.integers(folds, size=queries)
     return Competition(
         candidates=pd.concat(tables, ignore_index=True),
         query_features=pd.concat(features, ignore_index=True),
@@ -87,11 +97,13 @@ def draw_competition(seed, *, queries=800, folds=4):
         queries=pd.DataFrame(
             {
                 "id": ids,
-                "fold": rng.integers(folds, size=queries),
+                "fold": fold,
                 "landmark_id": truth,
                 "unseen": kind == "unseen",
                 "width": side,
                 "height": side + 10,
+                "group": rng.integers(queries, size=queries) * folds
+                + fold,  # one in ten shares its, never in two folds
             }
         ),
     )
@@ -109,7 +121,39 @@ def rows(competition):
 
 @pytest.fixture(scope="session")
 def stack_config():
-    return StackConfig(trees=60, learning_rate=0.1, leaves=7, bags=2)  # a second, not ten
+    return StackConfig(trees=60, learning_rate=0.1, leaves=7, parts=2)  # a second, not ten
+
+
+@pytest.fixture(scope="session")
+def quick_config(stack_config):
+    """For what does not depend on how good the trees are."""
+    return stack_config.model_copy(update={"trees": 10})
+
+
+@pytest.fixture(scope="session")
+def right(competition, rows):
+    return mark_right(rows, competition.queries)
+
+
+@pytest.fixture(scope="session")
+def groups(competition, rows):
+    return groups_of(rows, competition.queries)
+
+
+@pytest.fixture(scope="session")
+def tangled(competition):
+    return competition.tangled()
+
+
+@pytest.fixture(scope="session")
+def trials(tangled, right, groups, stack_config):
+    """Every method, the simpler first."""
+    return try_methods(tangled, right, groups, stack_config, seed=0, threads=1)
+
+
+@pytest.fixture(scope="session")
+def stacked(competition, rows, stack_config):
+    return cross_stack(rows, competition.queries, stack_config, seed=0, threads=1, advance=lambda *_: None)
 
 
 @pytest.fixture(scope="session")

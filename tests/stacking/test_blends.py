@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from engine.core.gap import score_answers
 from stacking.answers import pick_answers
-from stacking.baselines import LOGIT_FLOOR
 from stacking.blends import (
     ROUNDS,
     THIRD_SHARES,
@@ -24,6 +23,7 @@ from stacking.blends import (
 )
 from stacking.evaluate import cross_predict
 from stacking.features import P_LANDMARK, SCORE_FLOOR, mark_right
+from stacking.scales import LOGIT_FLOOR
 
 MEMBERS = ("large", "nearest", "small")
 FITS = ("logistic", "caruana", "nelder-mead", "glr2020-third")

@@ -1,5 +1,7 @@
 """Costs: each is what changing that one answer and scoring everything again gives."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,3 +101,16 @@ def test_perfect_answers_cost_nothing():
     costs = find_costs(confident, queries, candidates).set_index("id")
     assert costs["kind"].to_dict() == {"z": NOTHING, "x": LOW, "y": LOW}
     assert costs.loc["z", "cost"] == pytest.approx(1 - (1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("dtype", ["str", "object"])
+def test_a_missing_truth_or_answer_is_none_as_json_wants_it(dtype):
+    names = pd.Series([None, "a", "a", "b"], dtype=dtype)
+    queries = pd.DataFrame({"id": ["q0", "q1", "q2", "q3"], "landmark_id": names})
+    given = pd.Series(["a", None, "a", "a"], dtype=dtype)
+    answers = pd.DataFrame({"id": queries["id"], "landmark_id": given, "confidence": [0.9, 0.0, 0.5, 0.4]})
+    found = find_costs(answers, queries, queries.rename(columns={"id": "query"}).dropna()).to_dict("records")
+    assert {row["id"]: (row["answer"], row["truth"]) for row in found} == {
+        "q0": ("a", None), "q1": (None, "a"), "q2": ("a", "a"), "q3": ("a", "b"),
+    }  # fmt: skip
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

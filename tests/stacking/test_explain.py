@@ -5,51 +5,86 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from engine.core.errors import ArtifactError, DataError
 from stacking.answers import pick_answers
 from stacking.explain import MOVERS, SHOWN, contributions, explain_answer
-from stacking.features import mark_right
-from stacking.stacker import fit_stacker
+from stacking.fitting import METHODS, fit_stacker
+from stacking.objectives import query_starts
+from stacking.scales import straighten
+from stacking.stacker import Stacker
+from stacking.trees import add_trees, as_matrix
 
 MEMBERS = ("large", "small", "nearest")
 
 
 @pytest.fixture(scope="module")
-def stacker(competition, rows, stack_config):
-    one_model = stack_config.model_copy(update={"bags": 1})  # so that its probability is that of its log-odds
-    return fit_stacker(rows, mark_right(rows, competition.queries), one_model, seed=0, threads=1)
+def stacker(tangled, right, groups, stack_config):
+    """One model, so that its probability is that of its log-odds, of log-loss, so that it is a row's alone."""
+    config = stack_config.model_copy(update={"method": "log-loss"})
+    found = fit_stacker(tangled, right, groups, config, seed=0, threads=1).stacker
+    return Stacker(found.method, found.features, found.bounded, found.models[:1])
 
 
 @pytest.fixture(scope="module")
-def answers(competition, rows, stacker):
-    return pick_answers(rows, stacker.predict(rows, threads=1), competition.queries, decided_by="stack")
+def answers(competition, tangled, stacker):
+    return pick_answers(tangled, stacker.predict(tangled, threads=1), competition.queries, decided_by="stack")
 
 
 @pytest.fixture(scope="module")
-def explain(competition, rows, stacker, answers):
+def explain(competition, tangled, stacker, answers):
     def explain_one(query):
-        return explain_answer(query, answers, competition.candidates, rows[rows["query"] == query], stacker, MEMBERS)
+        return explain_answer(
+            query, answers, competition.candidates, tangled[tangled["query"] == query], stacker, MEMBERS
+        )
 
     return explain_one
 
 
-def test_contributions_and_the_base_add_up_to_what_the_stacker_predicts(rows, stacker):
-    added = contributions(stacker, rows)
-    assert added.shape == (len(rows), len(stacker.features) + 1)
-    np.testing.assert_allclose(expit(added.sum(axis=1)), stacker.predict(rows, threads=1), atol=1e-6)
+def test_contributions_and_the_base_add_up_to_what_the_stacker_predicts(tangled, stacker):
+    added = contributions(stacker, tangled)
+    assert added.shape == (len(tangled), len(stacker.features) + 1)
+    np.testing.assert_allclose(added.sum(axis=1), logit(stacker.predict(tangled, threads=1)), atol=1e-5)
 
 
-def test_contributions_are_the_mean_over_the_models(competition, rows, stack_config):
-    both = fit_stacker(rows, mark_right(rows, competition.queries), stack_config, seed=0, threads=1)
-    few = rows[:50]
-    alone = [contributions(type(both)(both.features, (model,)), few) for model in both.models]
-    np.testing.assert_allclose(contributions(both, few), np.mean(alone, axis=0))
+@pytest.mark.parametrize("method", METHODS)
+def test_contributions_and_the_base_add_up_to_the_mean_margin_of_the_models(method, tangled, trials):
+    [found] = [trial.stacker for trial in trials if trial.stacker.method == method]
+    values = as_matrix(tangled, found.features)
+    margins = []
+    for model in found.models:
+        margin = model.linear.margin(values, found.bounded)
+        margins.append(add_trees(model.trees, values, margin, threads=1) if model.trees else margin)
+    added = contributions(found, tangled)
+    np.testing.assert_allclose(added.sum(axis=1), np.mean(margins, axis=0), atol=1e-6)
+    alone = [contributions(Stacker(method, found.features, found.bounded, (model,)), tangled) for model in found.models]
+    np.testing.assert_allclose(added, np.mean(alone, axis=0), atol=1e-9)
 
 
-def test_the_answer_and_the_best_of_the_others_are_judged(competition, rows, stacker, explain):
-    probability = rows.assign(p=stacker.predict(rows, threads=1))
+def test_of_a_linear_model_a_contribution_is_weight_times_straightened_value(tangled, trials):
+    linear = trials[0].stacker
+    assert linear.method == "linear"
+    added = contributions(linear, tangled)
+    for place, (name, within) in enumerate(zip(linear.features, linear.bounded, strict=True)):
+        weight = np.mean([model.linear.weights[place] for model in linear.models])
+        straight = straighten(tangled[name].to_numpy(dtype=np.float32), bounded=within)
+        np.testing.assert_allclose(added[:, place], weight * straight, rtol=1e-9, atol=1e-12)
+    assert set(added[:, -1].tolist()) == {np.mean([model.linear.bias for model in linear.models])}
+
+
+def test_one_softmax_model_tells_odds_against_none_of_the_candidates(tangled, trials):
+    [found] = [trial.stacker for trial in trials if trial.stacker.method == "softmax"]
+    one = Stacker("softmax", found.features, found.bounded, found.models[:1])
+    probability = one.predict(tangled, threads=1)
+    none = 1 - np.add.reduceat(probability, query_starts(tangled))
+    sizes = np.diff(query_starts(tangled), append=len(tangled))
+    odds = contributions(one, tangled).sum(axis=1)
+    np.testing.assert_allclose(np.log(probability / np.repeat(none, sizes)), odds, atol=1e-5)
+
+
+def test_the_answer_and_the_best_of_the_others_are_judged(competition, tangled, stacker, explain):
+    probability = tangled.assign(p=stacker.predict(tangled, threads=1))
     for query in competition.queries["id"][:20]:
         found = explain(query)
         best = probability[probability["query"] == query].nlargest(2, "p")
@@ -58,9 +93,9 @@ def test_the_answer_and_the_best_of_the_others_are_judged(competition, rows, sta
         np.testing.assert_allclose(expit([each.log_odds for each in found.judged]), best["p"], atol=1e-6)
 
 
-def test_an_answer_that_the_stacker_would_not_give_is_judged_first(competition, rows, stacker, answers):
+def test_an_answer_that_the_stacker_would_not_give_is_judged_first(competition, tangled, stacker, answers):
     query = competition.queries["id"][0]
-    own = rows[rows["query"] == query]
+    own = tangled[tangled["query"] == query]
     least = own.iloc[np.argmin(stacker.predict(own, threads=1))]["landmark_id"]
     other = answers.assign(landmark_id=answers["landmark_id"].mask(answers["id"] == query, least))
     found = explain_answer(query, other, competition.candidates, own, stacker, MEMBERS)
@@ -68,10 +103,10 @@ def test_an_answer_that_the_stacker_would_not_give_is_judged_first(competition, 
     assert found.judged[1].log_odds > found.judged[0].log_odds
 
 
-def test_movers_are_the_features_that_moved_it_most(rows, stacker, explain):
-    query = rows["query"].iloc[0]
+def test_movers_are_the_features_that_moved_it_most(tangled, stacker, explain):
+    query = tangled["query"].iloc[0]
     [judged, _] = explain(query).judged
-    row = rows[(rows["query"] == query) & (rows["landmark_id"] == judged.landmark_id)]
+    row = tangled[(tangled["query"] == query) & (tangled["landmark_id"] == judged.landmark_id)]
     [added] = contributions(stacker, row)
     assert len(judged.movers) == MOVERS
     sizes = [abs(each.contribution) for each in judged.movers]
@@ -88,12 +123,12 @@ def test_rank_counts_the_answers_that_are_surer(answers, explain):
         assert (found.rank, found.answers) == (place + 1, len(ranked))
 
 
-def test_members_gate_and_features_are_those_of_the_tables(competition, rows, explain):
+def test_members_gate_and_features_are_those_of_the_tables(competition, tangled, explain):
     query = competition.queries["id"][3]
     found = explain(query)
     gate = competition.query_features.query("member == 'gate' and query == @query")["p_landmark"].iloc[0]
     assert found.gate == pytest.approx(gate)
-    assert found.features["query.min_side"] == rows.loc[rows["query"] == query, "query.min_side"].iloc[0]
+    assert found.features["query.min_side"] == tangled.loc[tangled["query"] == query, "query.min_side"].iloc[0]
     assert set(found.members) == set(MEMBERS)
     candidates = competition.candidates[competition.candidates["query"] == query]
     for member, listed in found.members.items():
@@ -103,28 +138,28 @@ def test_members_gate_and_features_are_those_of_the_tables(competition, rows, ex
         np.testing.assert_array_equal([each.score for each in listed], theirs["score"])
 
 
-def test_an_explanation_is_plain_values_that_json_takes(rows, explain):
-    found = asdict(explain(rows["query"].iloc[0]))
+def test_an_explanation_is_plain_values_that_json_takes(tangled, explain):
+    found = asdict(explain(tangled["query"].iloc[0]))
     assert json.loads(json.dumps(found))["judged"][0]["movers"][0] == found["judged"][0]["movers"][0]
 
 
-def test_a_query_without_any_candidate_is_explained_by_what_there_is(competition, rows, stacker, answers):
+def test_a_query_without_any_candidate_is_explained_by_what_there_is(competition, tangled, stacker, answers):
     query = competition.queries["id"][0]
     silent = answers.assign(
         landmark_id=answers["landmark_id"].mask(answers["id"] == query),
         confidence=answers["confidence"].mask(answers["id"] == query, 0.0),
     )
     others = competition.candidates[competition.candidates["query"] != query]
-    found = explain_answer(query, silent, others, rows[:0], stacker, MEMBERS)
+    found = explain_answer(query, silent, others, tangled[:0], stacker, MEMBERS)
     assert (found.answer, found.rank, found.judged, found.gate) == (None, None, (), None)
     assert found.answers == len(answers) - 1
     assert set(found.members.values()) == {()}
 
 
 @pytest.mark.faults
-def test_a_query_that_was_not_answered_and_rows_of_other_members_are_refused(competition, rows, stacker, answers):
-    given = competition.candidates, rows[:3]
+def test_a_query_that_was_not_answered_and_rows_of_other_members_are_refused(competition, tangled, stacker, answers):
+    given = competition.candidates, tangled[:3]
     with pytest.raises(DataError, match="'nobody' is none of 800 queries"):
         explain_answer("nobody", answers, *given, stacker, MEMBERS)
     with pytest.raises(ArtifactError, match=r"1 features that these rows lack: all\.mean"):
-        contributions(stacker, rows.drop(columns="all.mean"))
+        contributions(stacker, tangled.drop(columns="all.mean"))

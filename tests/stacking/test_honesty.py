@@ -4,17 +4,13 @@ import numpy as np
 import pandas as pd
 
 from stacking.ablation import fit_cheaply
+from stacking.evaluate import fit_stack
 from stacking.features import mark_right
 from stacking.honesty import leaks, shuffle_labels, shuffled_gap
-from stacking.stacker import fit_stacker
 
 
 def test_shuffled_labels_teach_an_honest_stack_nothing(competition, rows, stack_config, validation_config):
-    def fit_trees(part, right):
-        stacker = fit_stacker(part, right, stack_config, seed=0, threads=1)
-        return lambda unseen: stacker.predict(unseen, threads=1)
-
-    for fit in (fit_trees, fit_cheaply):
+    for fit in (fit_stack(competition.queries, stack_config, seed=0, threads=1), fit_cheaply):
         found = shuffled_gap(rows, competition.queries, fit, np.random.default_rng(0), validation_config)
         assert found.is_chance
         assert 0 < found.spread < found.chance < 0.1

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stacking.features import feature_names, mark_right
+from stacking.evaluate import fit_stack
+from stacking.features import feature_names
 from stacking.importance import group_features, measure_gain, permute_features, permute_groups
-from stacking.stacker import fit_stacker
+from stacking.objectives import query_starts
+from stacking.trees import Sample, as_matrix, as_text, bin_rows, grow, grow_ranker
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +22,9 @@ def noisy(rows):
 
 
 @pytest.fixture(scope="module")
-def fit(stack_config):
-    def fit_trees(part, right):
-        stacker = fit_stacker(part, right, stack_config, seed=0, threads=1)
-        return lambda unseen: stacker.predict(unseen, threads=1)
-
-    return fit_trees
+def fit(competition, stack_config):
+    linear = stack_config.model_copy(update={"method": "linear"})  # as the engine's own study
+    return fit_stack(competition.queries, linear, seed=0, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +36,25 @@ def losses(noisy, competition, fit, validation_config):
     return {each.name: each for each in found}
 
 
-def test_gain_is_a_share_of_the_splits_and_noise_gets_little(noisy, competition, stack_config):
-    right = mark_right(noisy, competition.queries)
-    stacker = fit_stacker(noisy, right, stack_config, seed=0, threads=1)
-    gain = measure_gain(stacker.features, stacker.models)
-    assert set(gain) == set(feature_names(noisy))
+def test_gain_is_a_share_of_the_splits_and_noise_gets_little(noisy, right, stack_config):
+    features = feature_names(noisy)
+    table, held = as_matrix(noisy, features), noisy["query"].factorize()[0] % 2 == 0
+    sample = Sample(
+        bin_rows(table, right, stack_config, threads=1), right, query_starts(noisy), np.full(len(right), -2.0)
+    )
+    grown = [grow("log-loss", sample, part, stack_config, seed=0, threads=1)[0] for part in (held, ~held)]
+    gain = measure_gain(features, [as_text(model) for model in grown])
+    assert set(gain) == set(features)
     assert sum(gain.values()) == pytest.approx(1)
     assert list(gain.values()) == sorted(gain.values(), reverse=True)
     assert max(gain["noise.row"], gain["query.noise.all"]) < 0.02 < next(iter(gain.values()))
 
 
-def test_trees_that_never_split_have_no_gain(rows, competition, stack_config):
-    constant = rows.assign(**dict.fromkeys(feature_names(rows), np.float32(1)))
-    stacker = fit_stacker(constant, mark_right(rows, competition.queries), stack_config, seed=0, threads=1)
-    assert set(measure_gain(stacker.features, stacker.models).values()) == {0.0}
+def test_trees_that_never_split_have_no_gain(rows, right, stack_config):
+    starts = query_starts(rows)
+    table, few = np.ones((len(rows), 2), dtype=np.float32), stack_config.model_copy(update={"trees": 2})
+    text = grow_ranker(table, right, starts, few, seed=0, threads=1)
+    assert measure_gain(["a", "b"], [text]) == {"a": 0.0, "b": 0.0}
 
 
 def test_groups_are_members_the_gate_and_what_they_say_together(rows):

@@ -106,7 +106,9 @@ def test_nothing_is_estimated_from_nothing():
 def test_the_test_sets_own_share_is_corrected_to(answers, presence):
     share = estimate_prevalence(presence, trained=0.9)
     wanted = correct_answers(answers, presence, trained=0.9, wanted=share)
-    pd.testing.assert_frame_equal(correct_to_test(answers, presence, trained=0.9), wanted, check_exact=True)
+    corrected, found = correct_to_test(answers, presence, trained=0.9)
+    assert found == share
+    pd.testing.assert_frame_equal(corrected, wanted, check_exact=True)
     assert (wanted["confidence"] < answers["confidence"]).any()
 
 
@@ -206,7 +208,7 @@ def test_each_fold_is_a_test_set_of_its_own(competition, answers, presence, entr
     held = competition.queries["fold"] == 2
     mine = answers["id"].isin(competition.queries.loc[held, "id"])
     outside = float(competition.queries.loc[~held, "landmark_id"].notna().mean())
-    alone = correct_to_test(answers[mine], presence, trained=outside)
+    alone, _ = correct_to_test(answers[mine], presence, trained=outside)
     sizes = competition.class_sizes.query("fold == 2").set_index("landmark_id")["size"]
     for entry, wanted in zip(entries[1:], [alone, demote_frequent(alone, sizes)], strict=True):
         found = entry.answers[entry.answers["id"].isin(alone["id"])]
