@@ -35,7 +35,7 @@ from engine.core.config import StackConfig, StackMethod
 from engine.core.errors import DataError
 from engine.core.gap import ScoredQueries, bootstrap_difference
 from stacking.features import feature_names
-from stacking.objectives import Right, Starts, Values, fit_linear, query_starts
+from stacking.objectives import Right, Starts, Values, fit_linear, query_probability, query_starts
 from stacking.scales import find_bounded, logit, straighten_all
 from stacking.stacker import Linear, Model, Stacker, rescale, tabulate_queries
 from stacking.trees import (
@@ -53,7 +53,6 @@ from stacking.trees import (
     grow,
     starts_within,
     threads_for,
-    to_probability,
 )
 
 METHODS: Final[tuple[StackMethod, ...]] = get_args(StackMethod)  # the simpler first
@@ -255,7 +254,7 @@ def _merge(lesson: Lesson, stage: Stage, held: Sequence[Right], grown: Sequence[
         if each.model is not None and trees:
             text = as_text(each.model, trees)
             margin += each.model.predict(values, raw_score=True, num_iteration=trees, num_threads=lesson.threads)
-        scores[rows] += to_probability(stage, margin, starts_within(lesson.starts, rows)) / lesson.config.bags
+        scores[rows] += query_probability(margin, starts_within(lesson.starts, rows)) / lesson.config.bags
         models.append(Model(stage, each.linear, text))
     return Trial(lesson.stacker(stage, models), scores, answer_gap(scores, lesson.right, lesson.starts))
 

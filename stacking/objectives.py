@@ -105,6 +105,13 @@ def softmax_gradient(margin: Values, right: Right, starts: Starts) -> tuple[Valu
     return probability - right, np.maximum(probability * (1 - probability), LEAST_HESSIAN)
 
 
+def log_loss_gradient(margin: Values, right: Right, starts: Starts) -> tuple[Values, Values]:
+    """Gradient and diagonal of the Hessian of the rows' log-loss, each judged by itself; arguments as the others'."""
+    del starts
+    probability = expit(margin)
+    return probability - right, np.maximum(probability * (1 - probability), LEAST_HESSIAN)
+
+
 def hybrid_gradient(margin: Values, right: Right, starts: Starts) -> tuple[Values, Values]:
     """Gradient of a quarter of -`smoothed_gap` and three quarters of `softmax_loss`, [N], and the loss's Hessian, [N].
 

@@ -23,9 +23,9 @@ from scipy.special import expit
 from engine.core.config import StackMethod
 from engine.core.errors import ArtifactError
 from engine.core.storage import read_json, write_json
-from stacking.objectives import Starts, Values, query_starts
+from stacking.objectives import Starts, Values, query_probability, query_starts
 from stacking.scales import logit, straighten
-from stacking.trees import Matrix, Objective, add_trees, as_matrix, best_rows, to_probability
+from stacking.trees import Matrix, Objective, add_trees, as_matrix, best_rows
 
 STACKER_VERSION: Final = 2  # of the file's layout
 
@@ -110,7 +110,7 @@ class Stacker:
             margin = model.linear.margin(values, self.bounded)
             if model.trees:
                 margin = add_trees(model.trees, values, margin, threads=threads)
-            total += to_probability(model.objective, margin, starts)
+            total += query_probability(margin, starts)
         first: Values = total / len(self.models)
         if not self.second:
             return first

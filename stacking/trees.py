@@ -3,11 +3,14 @@
 In: features [N, F], which rows are right, and a margin to start from. Out: models as LightGBM's own text. The same
 input gives the same text, whatever the threads. Nothing here touches the disk.
 
-| objective | what is lowered                                                             | its probability          |
-|-----------|-----------------------------------------------------------------------------|--------------------------|
-| log-loss  | each row's log-loss: is this candidate right                                | sigmoid of the margin    |
-| softmax   | each query's log-loss: which candidate is right, or none                    | `query_probability`      |
-| hybrid    | three quarters softmax, one quarter a smooth GAP over all queries           | `query_probability`      |
+| objective | what is lowered                                                    |
+|-----------|--------------------------------------------------------------------|
+| log-loss  | each row's log-loss: is this candidate right                       |
+| softmax   | each query's log-loss: which candidate is right, or none           |
+| hybrid    | three quarters softmax, one quarter a smooth GAP over all queries  |
+
+Whatever was lowered, a margin is read as log-odds against "none", by `query_probability`: the stacks of two folds may
+differ in their objective, and their confidences are ranked together.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from engine.core.config import StackConfig
 from engine.core.errors import ArtifactError, DataError
@@ -48,6 +50,7 @@ ROWS_PER_GROUP: Final = 10_000  # LightGBM refuses a larger group to rank
 RANKER_TREES: Final = 100  # at most: so far down the groups a ranker looks at every pair, 66 s for 167,000 rows
 
 _GRADIENTS: Final[Mapping[Objective, Callable[[Values, Right, Starts], tuple[Values, Values]]]] = {
+    "log-loss": log_loss_gradient,
     "softmax": softmax_gradient,
     "hybrid": hybrid_gradient,
 }
@@ -76,12 +79,6 @@ def as_matrix(rows: pd.DataFrame, features: tuple[str, ...]) -> Matrix:
 def threads_for(rows: int, threads: int) -> int:
     """How many threads pay off."""
     return min(threads, 1 + rows // ROWS_PER_THREAD)
-
-
-def to_probability(objective: Objective | Literal["linear"], margin: Values, starts: Starts) -> Values:
-    """[N] margins to the probability that each row's candidate is right."""
-    probability: Values = expit(margin) if objective == "log-loss" else query_probability(margin, starts)
-    return probability
 
 
 def best_rows(scores: Values, starts: Starts) -> NDArray[np.intp]:
@@ -149,24 +146,22 @@ def grow(
         The model, and the GAP of the watched queries after 0, `WATCH_EVERY`, 2 `WATCH_EVERY`, ... trees.
     """
     learned, watched = sample.take(~held), sample.take(held)
-    curve = [answer_gap(to_probability(objective, watched.margin, watched.starts), watched.right, watched.starts)]
+    curve = [answer_gap(query_probability(watched.margin, watched.starts), watched.right, watched.starts)]
 
     def watch(predictions: Values, _: lgb.Dataset) -> tuple[str, float, bool]:
-        # of its own objective LightGBM gives probabilities, of ours margins
-        scores = predictions if objective == "log-loss" else query_probability(predictions, watched.starts)
+        scores = query_probability(predictions, watched.starts)
         curve.append(answer_gap(scores, watched.right, watched.starts))
         return ("gap", curve[-1], True)
 
-    gradient = _GRADIENTS.get(objective)
+    gradient = _GRADIENTS[objective]
     parameters = tree_parameters(config, threads_for(len(learned.right), threads)) | {
-        "objective": "none" if gradient else "binary",
-        "boost_from_average": False,  # the margins to start from say it
+        "objective": "none",  # but ours
         "seed": seed,
         "metric": "None",
     }
     model = lgb.Booster(parameters, learned.data).add_valid(watched.data, "held")
     for number in range(1, config.trees + 1):
-        model.update(fobj=(lambda now, _: gradient(now, learned.right, learned.starts)) if gradient else None)
+        model.update(fobj=lambda now, _: gradient(now, learned.right, learned.starts))
         if number % WATCH_EVERY == 0:
             model.eval_valid(watch)
     return model, np.array(curve)
