@@ -34,6 +34,7 @@ from stacking.objectives import (
     Starts,
     Values,
     hybrid_gradient,
+    log_loss_gradient,
     query_probability,
     query_starts,
     softmax_gradient,

@@ -35,6 +35,7 @@ from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
 from zoo.delf_photos import describe_own
+from zoo.device import threads_for
 from zoo.embedding import embed_photos
 from zoo.heads import Tell
 from zoo.listing import BYTES_PER_PARAMETER
@@ -204,10 +205,11 @@ class Member:
         if any(parameter.requires_grad for parameter in model.parameters()):
             if context.processes == 1:  # else the first of them tells
                 self._warn_of_memory(model)
-            model = train(
-                model, data, self.recipe.train, session,
-                seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
-            )  # fmt: skip
+            with threads_for(sum(parameter.numel() for parameter in model.parameters()), self.device):
+                model = train(
+                    model, data, self.recipe.train, session,
+                    seed=context.seed, inputs=inputs, set_mode=train_mode(self.recipe),
+                )  # fmt: skip
         return self._fill(model, fold)
 
     def new_model(self, fold: int, *, pretrained: bool = True) -> Network:

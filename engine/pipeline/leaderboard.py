@@ -213,7 +213,7 @@ def study(request: RunRequest, name: str, progress: Progress) -> dict[str, Any]:
             "seed": config.seed, "version": STACK_VERSION, "stacker": run.hash_of(STACKER, made_by=STACK),
         }  # fmt: skip
         if not run.is_fresh(STUDIES[name], inputs):
-            with progress.task(f"study {name}", 1, "study") as advance:
+            with progress.task(f"study of {name}", 1, "table") as advance:
                 found = _MAKERS[name](run, config, evidence)
                 advance(1, "")
             write_json(run.path(STUDIES[name]), found)
