@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def simulator():
-    """The module, without its folder on the path: benchmarks/zoo.py would hide the package zoo."""
+    """The module, without its folder on the path."""
     spec = importlib.util.spec_from_file_location("simulator", FOLDER / "simulator.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
