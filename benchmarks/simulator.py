@@ -93,7 +93,7 @@ class Competition:
 
 
 @dataclass(frozen=True, eq=False)
-class _Photos:
+class Photos:
     """What is true of the queries.
 
     Attributes:
@@ -134,7 +134,7 @@ def draw(
     sizes = np.maximum(LARGEST_CLASS / np.arange(1, landmarks + 1), 2).astype(np.int64)
     ids = np.array([f"{number:016x}" for number in rng.choice(1 << 40, queries, replace=False)])
     names = np.array([f"{7 * number + 3:04d}" for number in range(landmarks)])
-    photos = _draw_photos(rng, sizes, queries)
+    photos = draw_photos(rng, sizes, queries)
     shared = SHARED_NOISE * rng.standard_normal((queries, landmarks), dtype=np.float32)
 
     tables, features = [], []
@@ -142,9 +142,9 @@ def draw(
         scores = softmax(_draw_logits(rng, member, photos, shared, sizes), axis=1)  # [Q, L]
         tables.append(_list_best(name, scores, ids, names))
         entropy = -np.sum(scores * np.log(np.maximum(scores, 1e-12)), axis=1)
-        told = _draw_cosines(rng, photos, scores.max(axis=1)) if name == NEIGHBOURS else {}
+        told = draw_cosines(rng, photos, scores.max(axis=1)) if name == NEIGHBOURS else {}
         features.append(pd.DataFrame({"member": name, "query": ids, "entropy": entropy, **told}))
-    features.append(pd.DataFrame({"member": GATE, "query": ids, "p_landmark": _draw_gate(rng, photos)}))
+    features.append(pd.DataFrame({"member": GATE, "query": ids, "p_landmark": draw_gate(rng, photos)}))
 
     known = range(folds) if folds else [-1]
     return Competition(
@@ -159,16 +159,17 @@ def draw(
                 "unseen": photos.kind == "unseen",
                 "width": photos.side,
                 "height": photos.side + rng.integers(0, 100, queries),
-                "group": ids,
+                "group": np.arange(queries),
             }
         ),
     )
 
 
-def _draw_photos(rng: np.random.Generator, sizes: NDArray[np.int64], queries: int) -> _Photos:
+def draw_photos(rng: np.random.Generator, sizes: NDArray[np.int64], queries: int) -> Photos:
+    """Draw Q queries' photos; `sizes` [L] says how many training photos each landmark has."""
     frequency = sizes / sizes.sum()
     kind = rng.choice(["landmark", "unseen", "none"], queries, p=[0.4, 0.1, 0.5])
-    return _Photos(
+    return Photos(
         kind=kind,
         shown=rng.choice(len(sizes), queries, p=frequency),
         decoy=rng.choice(len(sizes), queries, p=frequency),
@@ -179,7 +180,7 @@ def _draw_photos(rng: np.random.Generator, sizes: NDArray[np.int64], queries: in
 
 
 def _draw_logits(
-    rng: np.random.Generator, member: Member, photos: _Photos, shared: Values, sizes: NDArray[np.int64]
+    rng: np.random.Generator, member: Member, photos: Photos, shared: Values, sizes: NDArray[np.int64]
 ) -> Values:
     """[Q, L] of one member; `shared` is the error [Q, L] that all members make."""
     logits = shared + member.noise * rng.standard_normal(shared.shape, dtype=np.float32)
@@ -207,7 +208,7 @@ def _list_best(member: str, scores: Values, ids: Values, names: Values) -> pd.Da
     )
 
 
-def _draw_cosines(rng: np.random.Generator, photos: _Photos, highest: Values) -> dict[str, Values]:
+def draw_cosines(rng: np.random.Generator, photos: Photos, highest: Values) -> dict[str, Values]:
     """[Q] each, as `zoo.photo_heads` tells them: nearness to photos of nothing, and the highest score less that."""
     nothing = photos.kind == "none"
     query = 0.35 + 0.05 * nothing + 0.1 * rng.standard_normal(len(nothing))
@@ -219,7 +220,7 @@ def _draw_cosines(rng: np.random.Generator, photos: _Photos, highest: Values) ->
     }
 
 
-def _draw_gate(rng: np.random.Generator, photos: _Photos) -> Values:
+def draw_gate(rng: np.random.Generator, photos: Photos) -> Values:
     """[Q] the gate's probability of any landmark, whether training saw it or not."""
     towards = np.where(photos.kind == "none", -GATE_LOGIT, GATE_LOGIT)
     probability: Values = expit(towards + 1.3 * rng.standard_normal(len(towards)))

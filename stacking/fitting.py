@@ -292,7 +292,7 @@ def _pick(rows: pd.DataFrame, right: Right, scores: Values) -> ScoredQueries:
     starts = query_starts(rows)
     best = best_rows(scores, starts)
     return ScoredQueries(
-        ids=rows["query"].to_numpy(dtype=np.str_)[starts],
+        ids=rows["query"].iloc[starts].to_numpy(dtype=np.str_),
         answered=np.ones(len(starts), dtype=np.bool_),
         confidence=scores[best],
         correct=right[best],

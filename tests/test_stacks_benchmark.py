@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from stacking.features import mark_right
+from stacking.fitting import METHODS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def simulator():
-    """The module, without its folder on the path: benchmarks/zoo.py would hide the package zoo."""
+    """The module, without its folder on the path."""
     spec = importlib.util.spec_from_file_location("simulator", FOLDER / "simulator.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
@@ -57,13 +58,31 @@ def test_a_seed_draws_the_same_again_and_held_out_queries_are_others(simulator, 
     assert set(pair[1].queries["fold"]) == {-1}
 
 
-@pytest.mark.slow
-def test_the_script_prints_a_gap_for_every_way():
-    command = [sys.executable, FOLDER / "stacks.py", "1", "300"]
+def run_script(name, *words):
+    """What a benchmark prints, run from a checkout; [the cells of each row of its tables]."""
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+    command = [sys.executable, FOLDER / name, *words]
     ended = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    cells = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")]
-    gaps = {name: float(value) for name, value, *_ in cells if not name.startswith(("way", "---"))}
+    return [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.slow
+def test_the_script_prints_a_gap_for_every_way_and_what_is_promised():
+    cells = run_script("stacks.py", "--seeds", "1", "--queries", "400")
+    first = [name for name, *_ in cells].index("of the stack")
+    gaps = {name: float(value) for name, value, *_ in cells[1:first]}
     assert gaps["frozen"] < gaps["mean"] < gaps["gated-mean"] < gaps["oracle label and ranking"]
-    assert gaps["trees, lambdarank in queries"] < gaps["trees, row log-loss"] < gaps["oracle ranking"]
+    assert {"caruana", "nelder-mead", "logistic", "lambdarank", *METHODS} < gaps.keys()
+    assert gaps["stack"] in {gaps[method] for method in METHODS}
+    assert gaps["stack"] < gaps["oracle ranking"]
+    promises = {name: float(value) for name, value, *_ in cells[first + 1 :]}
+    assert promises["stack less gated-mean"] == pytest.approx(gaps["stack"] - gaps["gated-mean"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_stack_of_the_challenges_landmarks_is_measured_step_by_step():
+    cells = run_script("stack_scale.py", "--queries", "400", "--trees", "5")
+    highest = [float(row[-1]) for row in cells[1:] if len(row) == 5 and row[-1]]
+    assert len(highest) == 9
+    assert highest == sorted(highest)

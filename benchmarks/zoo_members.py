@@ -1,6 +1,6 @@
 """Every kind of member that two cores can train, on real photos: the tables of docs/zoo.md, as Markdown.
 
-    python benchmarks/zoo.py [DATA [RUN]]
+    python benchmarks/zoo_members.py [DATA [RUN]]
 
 DATA is a folder with train.csv, test.csv and photos (default: ../shared/data/landmarks-mini). RUN is made or gone on
 with (default: runs/zoo), so what is finished is not done again. The trainings alone take two hours on two cores.
@@ -63,7 +63,7 @@ def main(data: Path, folder: Path) -> None:
             for row in board
         ),
     )  # fmt: skip
-    bands = ask("leaderboard", "--by-size", *place)
+    bands = ask("leaderboard", "--table", "sizes", *place)
     print_rows(
         ("shorter side", "photos", "with a known landmark", "best member's GAP", "stack's GAP"),
         *(
