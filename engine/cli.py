@@ -242,7 +242,7 @@ def explain(
 ) -> None:
     """Show everything that led to one answer: candidates, gate, the features that moved it, the nearest photos."""
     from engine.boards import show_explanation
-    from engine.explain import explain_query
+    from engine.pipeline.explaining import explain_query
 
     show_explanation(explain_query(run, query, member=member, picture=out), as_json=as_json)
 

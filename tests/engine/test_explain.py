@@ -11,7 +11,7 @@ from engine.core.errors import ArtifactError, ConfigError, DataError
 from engine.core.folds import oof_truth
 from engine.core.runs import Run
 from engine.core.tables import ANSWERS, CANDIDATES, CATALOG, FOLDS, read_table
-from engine.explain import NEIGHBOURS, explain_query
+from engine.pipeline.explaining import NEIGHBOURS, explain_query
 
 
 @pytest.fixture(scope="module")

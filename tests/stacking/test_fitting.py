@@ -175,11 +175,19 @@ def test_another_seed_fits_another_stacker(tangled, right, groups, quick_config,
 
 def test_the_simpler_one_wins_a_tie_and_a_clearly_better_one_wins(trials, tangled, right):
     simple = trials[0]
-    tie = replace(trials[1], scores=simple.scores * 0.9)  # another scale, the same order
-    better = replace(trials[2], scores=0.5 * simple.scores + 0.5 * right)
+    tie = replace(trials[1], scores=simple.scores * 0.9, gap=simple.gap)  # another scale, the same order
+    better = replace(trials[2], scores=0.5 * simple.scores + 0.5 * right, gap=1.0)
     assert choose_trial([simple, tie], tangled, right, seed=0) is simple
     assert choose_trial([simple, tie, better], tangled, right, seed=0) is better
     assert choose_trial([better, simple], tangled, right, seed=0) is better
+
+
+def test_of_two_methods_that_are_as_simple_the_better_one_is_taken(trials, tangled, right):
+    """However little it is better by: all of them are trees from the line."""
+    one = replace(trials[1], gap=0.8)
+    other = replace(trials[2], gap=0.8001)
+    assert choose_trial([one, other], tangled, right, seed=0) is other
+    assert choose_trial([replace(one, gap=0.8001), other], tangled, right, seed=0).stacker.method == "log-loss"
 
 
 def test_a_gain_within_a_standard_error_is_a_tie(trials, tangled, right, starts):
@@ -221,7 +229,7 @@ def test_features_that_are_not_finite_are_named(tangled, right, groups, stack_co
 def test_constant_features_teach_the_base_rate_alone(tangled, right, groups, quick_config):
     constant = tangled.assign(**dict.fromkeys(feature_names(tangled), np.float32(1)))
     for trial in try_methods(constant, right, groups, quick_config, seed=0, threads=1):
-        if trial.stacker.method not in ("log-loss", "two-stage"):  # theirs start from odds against "none"
+        if trial.stacker.method != "two-stage":
             assert abs(trial.scores.mean() - right.mean()) < 0.02
         assert trial.stacker.predict(constant, threads=1).max() < 0.5
 

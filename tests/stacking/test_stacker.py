@@ -50,7 +50,7 @@ def _plain_first_stage(stacker, rows):
         margin = straight @ np.array(model.linear.weights) + model.linear.bias
         if model.trees:
             margin = margin + lgb.Booster(model_str=model.trees).predict(values, raw_score=True)
-        said.append(expit(margin) if model.objective == "log-loss" else _plain_softmax(margin, starts))
+        said.append(_plain_softmax(margin, starts))
     return np.mean(said, axis=0)
 
 

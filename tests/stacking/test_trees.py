@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import expit
 
 from engine.core.config import StackConfig
 from engine.core.errors import ArtifactError, DataError
@@ -31,7 +30,6 @@ from stacking.trees import (
     grow_ranker,
     starts_within,
     threads_for,
-    to_probability,
 )
 
 
@@ -101,13 +99,6 @@ def test_the_gap_is_that_of_the_answers_up_to_what_no_member_lists(rows, right, 
     assert answer_gap(scores, right, starts) == pytest.approx(whole, abs=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["linear", *OBJECTIVES])
-def test_only_log_loss_judges_a_row_by_itself(objective):
-    margin, starts = np.array([0.0, np.log(2), 1.0]), np.array([0, 2])
-    wanted = expit(margin) if objective == "log-loss" else query_probability(margin, starts)
-    np.testing.assert_array_equal(to_probability(objective, margin, starts), wanted)
-
-
 # ---- samples
 
 
@@ -143,13 +134,13 @@ def test_the_curve_is_the_gap_of_the_first_trees(objective, grown, sample, table
     wanted, margin = [], part.margin.copy()
     for tree in range(model.num_trees() + 1):
         if tree % WATCH_EVERY == 0:
-            wanted.append(answer_gap(to_probability(objective, margin, part.starts), part.right, part.starts))
+            wanted.append(answer_gap(query_probability(margin, part.starts), part.right, part.starts))
         # one by one, as LightGBM adds them up: the last digit decides between nearly equal scores
         margin += model.predict(table[held], raw_score=True, start_iteration=tree, num_iteration=1)
     np.testing.assert_allclose(curve, wanted, rtol=0, atol=1e-12)
     told = model.predict(table[held], raw_score=True, num_iteration=20) + part.margin
     assert curve[4] == pytest.approx(
-        answer_gap(to_probability(objective, told, part.starts), part.right, part.starts), abs=2e-3
+        answer_gap(query_probability(told, part.starts), part.right, part.starts), abs=2e-3
     )
     assert curve.max() > curve[0] + 0.1
 
