@@ -135,9 +135,9 @@ def explain_answer(
 def contributions(stacker: Stacker, rows: pd.DataFrame) -> NDArray[np.float64]:
     """What each feature adds to the log-odds of each row, the mean over the models of the first stage.
 
-    Of a linear model it is weight times straightened value, so what a feature adds where it says nothing is its own and
-    not the base's; of trees it is their SHAP value: Lundberg et al., "Consistent Individualized Feature Attribution for
-    Tree Ensembles" (arXiv 1802.03888).
+    Of a linear model it is the weight times what the straightened value has over its mean, of trees their SHAP value:
+    Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles" (arXiv 1802.03888). So the base
+    is the margin of a row of means.
 
     Returns:
         [N, F + 1] in the order of the stacker's features; the last column is where every row starts.
@@ -154,7 +154,9 @@ def contributions(stacker: Stacker, rows: pd.DataFrame) -> NDArray[np.float64]:
 
 def _contribute(model: Model, values: Matrix, straight: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N, F + 1] of one model."""
-    added = np.column_stack([straight * model.linear.weights, np.full(len(values), model.linear.bias)])
+    weights, centre = np.array(model.linear.weights), np.array(model.linear.centre)
+    base = np.full(len(values), model.linear.bias + np.sum(weights * centre))
+    added = np.column_stack([(straight - centre) * weights, base])
     if model.trees:
         added += lgb.Booster(model_str=model.trees).predict(values, pred_contrib=True, num_threads=1)
     return added

@@ -244,7 +244,8 @@ def _fit_linear(lesson: Lesson, learned: Right, seed: int) -> Linear:
     straight = straighten_all(lesson.table[learned], lesson.bounded)
     found = fit_linear(straight, lesson.right[learned], starts_within(lesson.starts, learned), l2=LINEAR_L2)
     weights = found.weights / found.scale
-    return Linear(tuple(weights.tolist()), float(found.bias - np.sum(found.mean * weights)))
+    bias = float(found.bias - np.sum(found.mean * weights))
+    return Linear(tuple(weights.tolist()), bias, tuple(found.mean.tolist()))
 
 
 def _merge(lesson: Lesson, stage: Stage, held: Sequence[Right], grown: Sequence[_Grown]) -> Trial:

@@ -10,10 +10,10 @@ LightGBM's own text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from stacking.objectives import Starts, Values, query_probability, query_starts
 from stacking.scales import logit, straighten
 from stacking.trees import Matrix, Objective, add_trees, as_matrix, best_rows
 
-STACKER_VERSION: Final = 2  # of the file's layout
+STACKER_VERSION: Final = 3  # of the file's layout
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Linear:
 
     Attributes:
         weights: of the features.
-        bias: the margin where all features are 0.
+        bias: the margin where all straightened features are 0.
+        centre: the features' means where it was fitted, straightened: what they are measured from to explain a margin.
     """
 
     weights: tuple[float, ...]
     bias: float
+    centre: tuple[float, ...]
 
     def margin(self, values: Matrix, bounded: Sequence[bool]) -> Values:
         """[N, F] features -> [N] log-odds against the outcome that none of a query's candidates is right.
@@ -177,10 +179,11 @@ def load_stacker(path: Path) -> Stacker:
             f"{path}: is a stacker of version {stored.get('schema_version')}, this engine reads {STACKER_VERSION}",
             hint="run 'engine stack' again",
         )
-    models = tuple(
-        Model(each["objective"], Linear(tuple(each["linear"]["weights"]), each["linear"]["bias"]), each["trees"])
-        for each in stored["models"]
-    )
+    models = tuple(Model(each["objective"], _read_linear(each["linear"]), each["trees"]) for each in stored["models"])
     return Stacker(
         stored["method"], tuple(stored["features"]), tuple(stored["bounded"]), models, tuple(stored["second"])
     )
+
+
+def _read_linear(stored: Mapping[str, Any]) -> Linear:
+    return Linear(tuple(stored["weights"]), stored["bias"], tuple(stored["centre"]))

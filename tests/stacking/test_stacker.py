@@ -104,7 +104,7 @@ def test_rescaling_keeps_the_ratio_within_a_query_and_takes_zeros():
 
 def test_a_linear_margin_is_the_weighted_sum_of_straightened_features():
     values = np.array([[0.5, 3.0, 7.0], [0.9, -3.0, 7.0]], dtype=np.float32)
-    margin = Linear((2.0, 1.0, 0.0), -1.0).margin(values, (True, False, False))
+    margin = Linear((2.0, 1.0, 0.0), -1.0, (0.0, 0.0, 0.0)).margin(values, (True, False, False))
     np.testing.assert_allclose(margin, [np.log(4) - 1, 2 * np.log(9) - np.log(4) - 1], rtol=1e-6)
 
 
@@ -165,8 +165,8 @@ OF_VERSION_1 = '{"schema_version": 1, "features": ["all.mean"], "models": ["tree
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OF_VERSION_1, r"stacker\.json: is a stacker of version 1, this engine reads 2"),
-        ('{"features": [], "models": []}', "version None, this engine reads 2"),
+        (OF_VERSION_1, r"stacker\.json: is a stacker of version 1, this engine reads 3"),
+        ('{"features": [], "models": []}', "version None, this engine reads 3"),
         ('{"schema_version": 2, "features": ["a', "not readable JSON"),
     ],
 )
