@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 
 from engine.core.config import StackConfig, ValidationConfig
 from stacking.evaluate import cross_stack, groups_of
@@ -36,6 +37,15 @@ class Competition:
         middle = mark_right(rows, self.queries) == (rng.random(len(rows)) < 0.85)
         size = np.where(middle, rng.uniform(0, 0.3, len(rows)), rng.uniform(0.3, 1, len(rows)))
         return rows.assign(**{"tangle.place": np.float32(size * rng.choice([-1, 1], len(rows)))})
+
+    def with_evidence(self):
+        """The same, had two members told more of their candidates, of which one thing both."""
+        told = self.candidates.assign(cosine=np.tanh(logit(self.candidates["score"]) / 8))
+        told["cosine"] = told["cosine"].mask(told["member"] == "large")
+        for member in ("small", "nearest"):
+            votes = np.float32(told["cosine"] > -0.5)
+            told[f"votes.{member}"] = pd.Series(votes).where(told["member"] == member)
+        return replace(self, candidates=told)
 
     def shuffled(self, seed):
         """The same tables, every one in another order."""
@@ -80,9 +90,6 @@ def draw_competition(seed, *, queries=800, folds=4):
                 }
             )
         )
-        if member != "large":  # two tell more of their candidates, of which one thing both
-            cosine = np.tanh(np.take_along_axis(logits, best, axis=1).ravel() / 8)
-            tables[-1] = tables[-1].assign(cosine=cosine, **{f"votes.{member}": np.float32(cosine > 0.5)})
         features.append(pd.DataFrame({"member": member, "query": ids, "p_none": scores[:, -1]}))
     gate = 1 / (1 + np.exp(-np.where(kind == "none", -1.5, 1.5) - rng.normal(0, 1.5, queries)))
     features.append(pd.DataFrame({"member": "gate", "query": ids, "p_landmark": gate}))
@@ -117,6 +124,12 @@ def competition():
 @pytest.fixture(scope="session")
 def rows(competition):
     return competition.rows()
+
+
+@pytest.fixture(scope="session")
+def evident(competition):
+    """The competition of members that tell evidence of their candidates, where `competition` has scores alone."""
+    return competition.with_evidence()
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.special import logit
 
 from engine.core.errors import ArtifactError, DataError
 from stacking.answers import pick_answers
 from stacking.explain import MOVERS, SHOWN, contributions, explain_answer
 from stacking.fitting import METHODS, fit_stacker
-from stacking.objectives import query_starts
+from stacking.objectives import query_probability, query_starts
 from stacking.scales import straighten
 from stacking.stacker import Stacker
 from stacking.trees import add_trees, as_matrix
@@ -45,7 +44,8 @@ def explain(competition, tangled, stacker, answers):
 def test_contributions_and_the_base_add_up_to_what_the_stacker_predicts(tangled, stacker):
     added = contributions(stacker, tangled)
     assert added.shape == (len(tangled), len(stacker.features) + 1)
-    np.testing.assert_allclose(added.sum(axis=1), logit(stacker.predict(tangled, threads=1)), atol=1e-5)
+    probability = query_probability(added.sum(axis=1), query_starts(tangled))
+    np.testing.assert_allclose(probability, stacker.predict(tangled, threads=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,7 @@
 """The leaderboard: sorted, with intervals, weighted to the share of landmarks asked for, and paired."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -66,20 +67,36 @@ def test_fewer_landmarks_make_the_score_lower():
     assert gaps[0] > gaps[-1] + 0.1
 
 
-def test_the_best_stack_is_compared_with_the_best_of_a_kind(validation_config):
+def test_the_stack_is_compared_with_every_other_entry_the_best_first(validation_config):
     found = compare_stack(ENTRIES, QUERIES, validation_config, seed=0)
-    assert (found.ours, found.theirs) == ("stack", "fair")
+    assert [(each.ours, each.theirs, each.kind) for each in found] == [
+        ("stack", "mean", "baseline"), ("stack", "fair", "member"), ("stack", "weak", "member"),
+    ]  # fmt: skip
     board = {row["name"]: row["gap"] for row in rank_entries(ENTRIES, QUERIES, validation_config, seed=0)}
-    assert found.difference.estimate == board["stack"] - board["fair"]
-    assert 0 < found.difference.low < found.difference.estimate < found.difference.high
-    assert found.difference.p_value < 0.05
-    assert compare_stack(ENTRIES, QUERIES, validation_config, seed=0, against="baseline").theirs == "mean"
+    for each in found:
+        assert each.difference.estimate == board["stack"] - board[each.theirs]
+        assert 0 < each.difference.low < each.difference.estimate < each.difference.high
+        assert each.difference.p_value < 0.05
+
+
+def test_a_comparison_does_not_depend_on_the_others_nor_on_their_order(validation_config):
+    found = compare_stack(ENTRIES, QUERIES, validation_config, seed=0)
+    assert compare_stack(ENTRIES[::-1], QUERIES, validation_config, seed=0) == found
+    assert compare_stack([ENTRIES[1], ENTRIES[3]], QUERIES, validation_config, seed=0) == found[1:2]
+
+
+def test_equal_entries_are_compared_by_name(validation_config):
+    twin = replace(ENTRIES[1], name="a twin")
+    found = compare_stack([*ENTRIES, twin], QUERIES, validation_config, seed=0)
+    assert [each.theirs for each in found] == ["mean", "a twin", "fair", "weak"]
+    assert found[1].difference == found[2].difference
 
 
 @pytest.mark.faults
-def test_a_kind_that_is_not_there_is_named(validation_config):
-    with pytest.raises(DataError, match="there is no baseline to compare"):
-        compare_stack([ENTRIES[0], ENTRIES[3]], QUERIES, validation_config, seed=0, against="baseline")
+@pytest.mark.parametrize("stacks", [0, 2])
+def test_what_is_compared_is_one_stack(stacks, validation_config):
+    with pytest.raises(DataError, match=f"there are {stacks} stacks to compare, wanted one"):
+        compare_stack([*ENTRIES[:3], *ENTRIES[3:] * stacks], QUERIES, validation_config, seed=0)
 
 
 @pytest.mark.faults
