@@ -89,7 +89,8 @@ class StackConfig(Section):
     method: Literal["auto"] | StackMethod = "auto"  # auto: the best on queries left out, ties going to the simpler
     # of the answers' confidences; auto: what has the lowest cross-validated log loss
     calibration: Literal["auto"] | CalibrationMethod = "auto"
-    correct: bool = True  # confidences to validation.prevalence, where that is set
+    # confidences to validation.prevalence, where that is set; auto: when it wins out of fold by a standard error
+    correct: Literal["auto", "always", "never"] = "auto"
     transductive: bool = False  # correct them to the share of landmark photos that the test set itself suggests
     blank_below: float | None = Field(None, ge=0, le=1)  # no answer below this confidence; GAP only loses by it
 

@@ -24,6 +24,7 @@ from engine.pipeline.artifacts import (
     STACK_VERSION,
     STACKER,
 )
+from engine.pipeline.correction import share_to_correct_to
 from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.leaderboard import make_leaderboard
 from engine.pipeline.request import RunRequest, resolve_config
@@ -126,17 +127,19 @@ def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evi
         progress.say(
             f"stack: {best.stacker.method}, fitted on {len(rows)} candidates of {len(learned.queries)} queries"
         )
-    made_from = {name: run.hash_of(name, made_by=STACK) for name in (STACKER, CALIBRATION, PRESENCE)}
+    told = (STACKER, CALIBRATION, PRESENCE, PRESENCE_OOF, ANSWERS_OOF)
+    made_from = {name: run.hash_of(name, made_by=STACK) for name in told}
     chosen = {f"stack.{name}": getattr(config.stack, name) for name in AFTER_FITTING}
     made_from |= chosen | {"prevalence": config.validation.prevalence, "version": STACK_VERSION}
     inputs = asked.inputs | made_from
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
-        run.save_table(ANSWERS_TEST, _answer(run, config, asked, progress), ANSWERS, inputs)
+        share = share_to_correct_to(run, config, learned.queries)
+        run.save_table(ANSWERS_TEST, _answer(run, config, asked, share, progress), ANSWERS, inputs)
         progress.say(f"stack: answered {len(asked.queries)} test queries")
 
 
-def _answer(run: Run, config: EngineConfig, asked: Evidence, progress: Progress) -> pd.DataFrame:
-    """The stack's answers to the test set, with the confidences that the settings ask for."""
+def _answer(run: Run, config: EngineConfig, asked: Evidence, share: float | None, progress: Progress) -> pd.DataFrame:
+    """The stack's answers to the test set, corrected to a share of known landmarks or to the one it suggests."""
     from stacking.blanking import blank_below
     from stacking.calibration import Calibration
     from stacking.evaluate import answer_queries
@@ -150,12 +153,12 @@ def _answer(run: Run, config: EngineConfig, asked: Evidence, progress: Progress)
     scores = stacker.predict(rows, threads=config.cores)
     answers = answer_queries(scores, calibration, rows, asked.queries)
     told = read_json(run.verified(PRESENCE, made_by=STACK))
-    wanted = config.validation.prevalence if config.stack.correct else None
-    if told["presence"] is not None and (wanted is not None or config.stack.transductive):
+    if told["presence"] is not None:
         presence = Presence(**told["presence"]).predict(query_table(rows, scores))
-        if wanted is not None:
-            answers = correct_answers(answers, presence, trained=told["trained"], wanted=wanted)
-        else:
+        if config.stack.transductive:
             answers, share = correct_to_test(answers, presence, trained=told["trained"])
             progress.say(f"transductive: {share:.1%} of the test photos seem to show a known landmark")
+        elif share is not None:
+            answers = correct_answers(answers, presence, trained=told["trained"], wanted=share)
+            progress.say(f"confidences are corrected to {share:.0%} of photos with a known landmark")
     return answers if config.stack.blank_below is None else blank_below(answers, config.stack.blank_below)

@@ -14,18 +14,18 @@ from engine.core.config import EngineConfig, flatten
 from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.storage import read_json, write_json
-from engine.core.tables import ANSWERS, QUERY_FEATURES
+from engine.core.tables import ANSWERS
 from engine.pipeline.artifacts import (
     ANSWERS_OOF,
     CALIBRATION,
     LEADERBOARD,
     METHODS_OOF,
-    PRESENCE_OOF,
     STACK,
     STACK_VERSION,
     STACKER,
     STUDIES,
 )
+from engine.pipeline.correction import load_calibrated, load_presence, share_to_correct_to
 from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.photos import load_tables
 from engine.pipeline.request import RunRequest, resolve_config
@@ -79,38 +79,23 @@ def make_leaderboard(run: Run, config: EngineConfig, evidence: Evidence, progres
 
 
 def _enter_stack(run: Run, config: EngineConfig, queries: pd.DataFrame) -> list[Entry]:
-    """The stack, then each method; for another prevalence the stack's confidences are corrected."""
+    """The stack, then each method; with a prevalence also the stack corrected to it, or as it was before."""
     from stacking.evaluate import Entry
-    from stacking.prevalence import correct_answers
+    from stacking.prevalence import can_be_told, correct_answers
 
-    seconds = run.entry(ANSWERS_OOF).facts["seconds"]
+    seconds, wanted = run.entry(ANSWERS_OOF).facts["seconds"], config.validation.prevalence
     methods = run.load_table(METHODS_OOF, ANSWERS, made_by=STACK)
     parts = {str(name): part.reset_index(drop=True) for name, part in methods.groupby("decided_by", sort=False)}
     entries = [Entry(name, "method", part, seconds) for name, part in parts.items()]
-    answers, wanted = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), config.validation.prevalence
-    if wanted is None or not config.stack.correct:
-        return [Entry("stack", "stack", answers, seconds), *entries]
-    entries.append(Entry("stack, not corrected", "method", answers, seconds))
-    trained = float(queries["landmark_id"].notna().mean())
-    calibrated = _calibrated(run, answers, queries)
-    corrected = correct_answers(calibrated, _presence(run), trained=trained, wanted=wanted)
-    return [Entry("stack", "stack", corrected, seconds), *entries]
-
-
-def _presence(run: Run) -> pd.Series[float]:
-    """P(each query shows a landmark that its models know), out of fold, by query id."""
-    presence: pd.Series[float] = run.load_table(PRESENCE_OOF, QUERY_FEATURES, made_by=STACK).set_index("query")[
-        "presence"
-    ]
-    return presence
-
-
-def _calibrated(run: Run, answers: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
-    """The stack's answers with the probabilities that they are right, each fold's learned on the others."""
-    from stacking.evaluate import cross_calibrated
-
-    method = read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"]["method"]
-    return cross_calibrated(answers, queries, method)
+    plain, corrected = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), None
+    if wanted is not None and can_be_told(queries):
+        trained = float(queries["landmark_id"].notna().mean())
+        corrected = correct_answers(load_calibrated(run, queries), load_presence(run), trained=trained, wanted=wanted)
+    if corrected is None:
+        return [Entry("stack", "stack", plain, seconds), *entries]
+    if share_to_correct_to(run, config, queries) is None:
+        return [Entry("stack", "stack", plain, seconds), *entries, Entry("corrected", "method", corrected, seconds)]
+    return [Entry("stack", "stack", corrected, seconds), *entries, Entry("not corrected", "method", plain, seconds)]
 
 
 def _look_closer(
@@ -128,7 +113,7 @@ def _look_closer(
 
     queries, validation, seed = evidence.queries, config.validation, config.seed
     [own] = [entry for entry in entries if entry.kind == "stack"]
-    calibrated = _calibrated(run, run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), queries)
+    calibrated = load_calibrated(run, queries)
     plain = Entry("stack", "stack", calibrated, own.fit_seconds)
     gate, costly = measure_gate(evidence.features, queries), find_costs(own.answers, queries, evidence.candidates)
     found: dict[str, Any] = {
@@ -142,7 +127,7 @@ def _look_closer(
         "transductive": [],
     }
     if can_be_told(queries):
-        presence = _presence(run)
+        presence = load_presence(run)
         curve = sensitivity(calibrated, queries, presence, SHARES, validation, seed=seed)
         told = enter_transductive(calibrated, queries, presence, evidence.sizes, validation)
         found["prevalence"] = [asdict(each) for each in curve]
