@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.core.errors import ResourceError
-from zoo.device import make_accelerator, pick_device, pick_precision
+from zoo.device import SMALL, make_accelerator, pick_device, pick_precision, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,24 @@ def test_automatic_precision_is_one_the_device_has():
 def test_threads_are_as_many_as_asked_for(threads):
     make_accelerator("cpu", "fp32", threads)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("parameters", "device", "threads"),
+    [(0, "cpu", 1), (SMALL - 1, "cpu", 1), (SMALL, "cpu", 2), (0, "cuda:0", 2), (0, "mps", 2)],
+)
+def test_a_small_network_on_the_cpu_has_one_thread_and_then_there_are_as_many_as_before(parameters, device, threads):
+    torch.set_num_threads(2)
+    with threads_for(parameters, torch.device(device)):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+
+
+def test_a_small_network_that_fails_leaves_the_threads_as_they_were():
+    torch.set_num_threads(2)
+    with pytest.raises(ResourceError, match="no room"), threads_for(0, torch.device("cpu")):
+        raise ResourceError("no room")
+    assert torch.get_num_threads() == 2
 
 
 def test_auto_takes_a_device_that_is_there():
