@@ -45,6 +45,7 @@ from stacking.trees import (
     Matrix,
     Objective,
     Sample,
+    add_trees,
     answer_gap,
     as_matrix,
     as_text,
@@ -259,7 +260,7 @@ def _merge(lesson: Lesson, stage: Stage, held: Sequence[Right], grown: Sequence[
         text = ""
         if each.model is not None and trees:
             text = as_text(each.model, trees)
-            margin += each.model.predict(values, raw_score=True, num_iteration=trees, num_threads=lesson.threads)
+            margin = add_trees(text, values, margin, threads=lesson.threads)
         scores[rows] += query_probability(margin, starts_within(lesson.starts, rows)) / lesson.config.bags
         models.append(Model(stage, each.linear, text))
     return Trial(lesson.stacker(stage, models), scores, answer_gap(scores, lesson.right, lesson.starts))
@@ -280,9 +281,11 @@ def _fit_second(lesson: Lesson, firsts: Sequence[Trial], draws: Sequence[NDArray
     trees = WATCH_EVERY * int(np.mean([curve for _, curve in grown], axis=0).argmax())
     sure, texts = np.zeros(len(right)), []
     for rows, (model, _) in zip(held, grown, strict=True):
-        added = model.predict(asked.table[rows], raw_score=True, num_iteration=trees) if trees else 0.0
-        sure[rows] += expit(margin[rows] + added) / config.bags
-        texts += [as_text(model, trees)] if trees else []
+        said = margin[rows]
+        if trees:
+            texts.append(as_text(model, trees))
+            said = add_trees(texts[-1], asked.table[rows], said, threads=lesson.threads)
+        sure[rows] += expit(said) / config.bags
     models = [model for trial in firsts for model in trial.stacker.models]
     found = rescale(scores, asked.confidence, sure, lesson.starts)
     return Trial(lesson.stacker("two-stage", models, texts), found, answer_gap(found, lesson.right, lesson.starts))

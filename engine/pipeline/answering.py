@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -29,10 +28,6 @@ from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.leaderboard import make_leaderboard
 from engine.pipeline.request import RunRequest, resolve_config
 
-if TYPE_CHECKING:
-    from zoo.photo_set import Part
-
-PARTS: tuple[Part, ...] = ("oof", "test")
 AFTER_FITTING = ("calibration", "correct", "transductive", "blank_below")  # settings that change confidences alone
 
 
@@ -45,12 +40,13 @@ def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> N
     run = Run(request.run)
     with run.locked():
         config = resolve_config(run, request)
-        evidence = {part: load_evidence(run, config, part) for part in PARTS}
-        _answer_out_of_fold(run, config, evidence["oof"], progress)
-        _calibrate(run, config, evidence["oof"], progress)
-        _answer_test_set(run, config, evidence, progress)
+        evidence = load_evidence(run, config, "oof")
+        _answer_out_of_fold(run, config, evidence, progress)
+        _calibrate(run, config, evidence, progress)
+        _fit(run, config, evidence, progress)
+        _answer_test_set(run, config, evidence.queries, progress)
         if cross_validate:
-            make_leaderboard(run, config, evidence["oof"], progress)
+            make_leaderboard(run, config, evidence, progress)
 
 
 def _fitted_from(config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
@@ -107,13 +103,13 @@ def _calibrate(run: Run, config: EngineConfig, evidence: Evidence, progress: Pro
     progress.say(f"calibration: {calibration.method}, expected error {before.ece:.4f} before, {after.ece:.4f} after")
 
 
-def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evidence], progress: Progress) -> None:
+def _fit(run: Run, config: EngineConfig, learned: Evidence, progress: Progress) -> None:
+    """The stack of all queries out of fold."""
     from stacking.evaluate import groups_of
     from stacking.features import mark_right
     from stacking.fitting import fit_stacker
     from stacking.stacker import save_stacker
 
-    learned, asked = evidence["oof"], evidence["test"]
     inputs = _fitted_from(config, learned)
     if not run.is_fresh(STACKER, inputs):
         rows = learned.rows(config.stack)
@@ -127,13 +123,18 @@ def _answer_test_set(run: Run, config: EngineConfig, evidence: Mapping[Part, Evi
         progress.say(
             f"stack: {best.stacker.method}, fitted on {len(rows)} candidates of {len(learned.queries)} queries"
         )
+
+
+def _answer_test_set(run: Run, config: EngineConfig, learned: pd.DataFrame, progress: Progress) -> None:
+    """The stack's answers to the test set; `learned` are the queries that it was fitted on."""
+    asked = load_evidence(run, config, "test")
     told = (STACKER, CALIBRATION, PRESENCE, PRESENCE_OOF, ANSWERS_OOF)
     made_from = {name: run.hash_of(name, made_by=STACK) for name in told}
     chosen = {f"stack.{name}": getattr(config.stack, name) for name in AFTER_FITTING}
     made_from |= chosen | {"prevalence": config.validation.prevalence, "version": STACK_VERSION}
     inputs = asked.inputs | made_from
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
-        share = share_to_correct_to(run, config, learned.queries)
+        share = share_to_correct_to(run, config, learned)
         run.save_table(ANSWERS_TEST, _answer(run, config, asked, share, progress), ANSWERS, inputs)
         progress.say(f"stack: answered {len(asked.queries)} test queries")
 
