@@ -172,11 +172,6 @@ class Lesson:
         """Which features lie within 0..1: [F]."""
         return find_bounded(self.table)
 
-    @cached_property
-    def binned(self) -> lgb.Dataset:
-        """The rows as trees see them."""
-        return bin_rows(self.table, self.right, self.config, threads=self.threads)
-
     def stacker(self, method: StackMethod, models: Iterable[Model], second: Iterable[str] = ()) -> Stacker:
         """A stacker of these features."""
         return Stacker(method, self.features, tuple(self.bounded.tolist()), tuple(models), tuple(second))
@@ -215,24 +210,27 @@ class _Grown:
 def _fit_stages(lesson: Lesson, stages: Sequence[Stage], draws: Sequence[NDArray[np.intp]], seed: int) -> list[Trial]:
     """A trial of each first stage."""
     held = [part == number for part in draws for number in range(lesson.config.parts)]
-    if any(stage != "linear" for stage in stages):
-        lesson.binned  # noqa: B018 - made once, before threads ask for it
+    grows = any(stage != "linear" for stage in stages)
+    data = bin_rows(lesson.table, lesson.right, lesson.config, threads=lesson.threads) if grows else None
     with ThreadPoolExecutor(max(1, lesson.threads // threads_for(len(lesson.right), lesson.threads))) as pool:
-        grown = list(pool.map(lambda task: _fit_part(lesson, stages, task[1], seed + task[0]), enumerate(held)))
+        grown = list(pool.map(lambda task: _fit_part(lesson, data, stages, task[1], seed + task[0]), enumerate(held)))
     return [_merge(lesson, stage, held, [each[stage] for each in grown]) for stage in stages]
 
 
-def _fit_part(lesson: Lesson, stages: Sequence[Stage], held: Right, seed: int) -> dict[Stage, _Grown]:
+def _fit_part(
+    lesson: Lesson, data: lgb.Dataset | None, stages: Sequence[Stage], held: Right, seed: int
+) -> dict[Stage, _Grown]:
+    """Every first stage without some rows: the line, and trees from it where there are rows that trees can see."""
     linear = _fit_linear(lesson, ~held, seed)
+    found: dict[Stage, _Grown] = {"linear": _Grown(linear, None, np.zeros(1))}
+    if data is None:
+        return found
     margin = linear.margin(lesson.table, lesson.bounded.tolist())
-    found: dict[Stage, _Grown] = {}
-    for stage in stages:
-        if stage == "linear":
-            found[stage] = _Grown(linear, None, np.zeros(1))
-        else:
-            sample = Sample(lesson.binned, lesson.right, lesson.starts, margin)
-            model, curve = grow(stage, sample, held, lesson.config, seed=seed, threads=lesson.threads)
-            found[stage] = _Grown(linear, model, curve)
+    sample = Sample(data, lesson.right, lesson.starts, margin)
+    for objective in OBJECTIVES:
+        if objective in stages:
+            grown = grow(objective, sample, held, lesson.config, seed=seed, threads=lesson.threads)
+            found[objective] = _Grown(linear, *grown)
     return found
 
 
