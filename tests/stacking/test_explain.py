@@ -62,15 +62,18 @@ def test_contributions_and_the_base_add_up_to_the_mean_margin_of_the_models(meth
     np.testing.assert_allclose(added, np.mean(alone, axis=0), atol=1e-9)
 
 
-def test_of_a_linear_model_a_contribution_is_weight_times_straightened_value(tangled, trials):
+def test_of_a_linear_model_a_contribution_is_weight_times_what_the_straightened_value_has_over_its_mean(
+    tangled, trials
+):
     linear = trials[0].stacker
     assert linear.method == "linear"
     added = contributions(linear, tangled)
     for place, (name, within) in enumerate(zip(linear.features, linear.bounded, strict=True)):
-        weight = np.mean([model.linear.weights[place] for model in linear.models])
         straight = straighten(tangled[name].to_numpy(dtype=np.float32), bounded=within)
-        np.testing.assert_allclose(added[:, place], weight * straight, rtol=1e-9, atol=1e-12)
-    assert set(added[:, -1].tolist()) == {np.mean([model.linear.bias for model in linear.models])}
+        wanted = [model.linear.weights[place] * (straight - model.linear.centre[place]) for model in linear.models]
+        np.testing.assert_allclose(added[:, place], np.mean(wanted, axis=0), rtol=1e-9, atol=1e-12)
+    bases = [model.linear.bias + np.dot(model.linear.weights, model.linear.centre) for model in linear.models]
+    np.testing.assert_allclose(added[:, -1], np.mean(bases), rtol=1e-9)
 
 
 def test_one_softmax_model_tells_odds_against_none_of_the_candidates(tangled, trials):

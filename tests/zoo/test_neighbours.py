@@ -49,7 +49,7 @@ def test_the_nearest_are_those_of_a_neighbour_head_that_never_saw_the_fold(photo
     vectors = torch.from_numpy(embeddings.astype(np.float32)).mean(dim=1)
     head = NeighbourHead(vectors.shape[1], 1, len(seen), HeadConfig(kind="neighbours"))
     head.fill(vectors[seen], torch.zeros(len(seen), dtype=torch.long))
-    nearest = head.nearest(vectors[[row]], 10)[0].numpy()
+    nearest = head.nearest(head.compare(vectors[[row]]), 10)[0].numpy()
     assert [each.id for each in found] == photos.ids[seen[nearest]].tolist()
     direction = torch.nn.functional.normalize(
         torch.nn.functional.normalize(vectors[row], dim=0) - head.get_buffer("centre"), dim=0
