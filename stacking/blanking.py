@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from engine.core.config import ValidationConfig
-from engine.core.gap import Difference, align, bootstrap_difference, prevalence_weights, score_queries
+from engine.core.gap import Difference, bootstrap_difference, score_queries
+from stacking.scoring import lay_answers
 
 THRESHOLDS: Final = (0.05, 0.1, 0.2, 0.5)  # hardly ever right, to wrong as often as right
 QUANTILES: Final = (0.1, 0.25, 0.5, 0.75)  # shares of the answers to blank
@@ -67,15 +68,14 @@ def blanking_costs(
     Raises:
         DataError: when no query shows a landmark.
     """
-    weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), config.prevalence)
-    whole = align(answers, queries, weights=weights)
+    whole = lay_answers(answers, queries, config)
     confidence = whole.confidence[whole.answered]
     thresholds = list(THRESHOLDS)
     if len(confidence):
         thresholds += np.quantile(confidence, QUANTILES).tolist()
     costs = []
     for threshold in sorted(set(thresholds)):
-        left = align(blank_below(answers, threshold), queries, weights=weights)
+        left = lay_answers(blank_below(answers, threshold), queries, config)
         difference = bootstrap_difference(
             left, whole, resamples=config.bootstrap, level=config.confidence_level, rng=np.random.default_rng(seed)
         )
