@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from engine.core.config import EngineConfig, flatten
+from engine.core.gap import prevalence_weights
 from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.storage import read_json, write_json
@@ -115,7 +116,9 @@ def _look_closer(
     [own] = [entry for entry in entries if entry.kind == "stack"]
     calibrated = load_calibrated(run, queries)
     plain = Entry("stack", "stack", calibrated, own.fit_seconds)
-    gate, costly = measure_gate(evidence.features, queries), find_costs(own.answers, queries, evidence.candidates)
+    weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), validation.prevalence)
+    costly = find_costs(own.answers, queries, evidence.candidates, weights=weights)
+    gate = measure_gate(evidence.features, queries)
     found: dict[str, Any] = {
         "sizes": score_by_size(entries, queries, validation),
         "calibration": read_json(run.verified(CALIBRATION, made_by=STACK)),

@@ -394,6 +394,16 @@ def test_confidences_are_corrected_to_a_prevalence_when_told_to(run, here):
     pd.testing.assert_frame_equal(_answers(run), before)
 
 
+def test_costs_are_of_the_gap_at_the_prevalence_asked_for(run, here):
+    def read():
+        return [row["cost"] for row in json.loads(here("leaderboard", "--run", run, "--table", "costs", "--json").out)]
+
+    before = read()
+    same_answers = ("--set", 'stack.correct="never"')
+    assert here("stack", "--oof", "--run", run, "--prevalence", "0.2", *same_answers).code == 0
+    assert read() != before
+
+
 def test_left_to_itself_the_correction_is_made_where_it_wins_out_of_fold(run, here):
     before = _answers(run)
     for share in ("0.02", "0.9"):
