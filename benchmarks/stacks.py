@@ -32,12 +32,11 @@ from stacking.baselines import Predict, choose_rules
 from stacking.blends import fitted_baselines
 from stacking.calibration import measure_reliability
 from stacking.evaluate import answer_queries, calibrate, groups_of
-from stacking.features import feature_names, mark_right
+from stacking.features import mark_right
 from stacking.fitting import Trial, choose_trial, try_methods
-from stacking.objectives import Right, query_starts
 from stacking.oracles import enter_oracles
 from stacking.prevalence import correct_answers, fit_presence, query_table
-from stacking.trees import add_trees, as_matrix, grow_ranker
+from stacking.trees import fit_lambdarank
 
 T = TypeVar("T")
 
@@ -101,7 +100,7 @@ def measure(seed: int, queries: int, config: StackConfig, threads: int) -> Measu
     for name, fit in fitted_baselines(rows).items():
         predict, seconds[name] = timed(lambda fit=fit: fit(rows, right))
         enter(name, predict)
-    predict, seconds["lambdarank"] = timed(lambda: fit_ranker(rows, right, config, seed, threads))
+    predict, seconds["lambdarank"] = timed(lambda: fit_lambdarank(rows, right, config, seed=seed, threads=threads))
     enter("lambdarank", predict)
     groups = groups_of(rows, ours.queries)
     trials, seconds["stack"] = timed(lambda: try_methods(rows, right, groups, config, seed=seed, threads=threads))
@@ -113,7 +112,10 @@ def measure(seed: int, queries: int, config: StackConfig, threads: int) -> Measu
     answers = enter("stack", lambda _: scores)
     gaps |= {oracle.name: score_answers(oracle.answers, truth) for oracle in enter_oracles(unseen, answers, truth)}
     kept = {f"stack less {name}": gaps["stack"] - gaps[name] for name in ("gated-mean", "caruana")}
-    return Measured(gaps, seconds, kept | judge(chosen, rows, ours, scores, unseen, theirs, config))
+    asked = query_table(unseen, scores)
+    teller = fit_presence(query_table(rows, chosen.scores), ours.queries, config, seed=seed, threads=threads)
+    presence = pd.Series(teller.predict(asked, threads=threads), index=asked["query"])
+    return Measured(gaps, seconds, kept | judge(chosen, rows, ours, scores, unseen, theirs, presence, config))
 
 
 def judge(
@@ -123,6 +125,7 @@ def judge(
     scores: np.ndarray,
     unseen: pd.DataFrame,
     theirs: Competition,
+    presence: pd.Series[float],
     config: StackConfig,
 ) -> dict[str, float]:
     """What calibration and the correction for prevalence do to the held-out answers, both learned out of fold."""
@@ -134,10 +137,8 @@ def judge(
     hit = (answers["landmark_id"] == truth).to_numpy(dtype=np.bool_)
     plain = pick_answers(unseen, scores, theirs.queries, decided_by="stack")
 
-    shows = ours.queries.set_index("id")["landmark_id"].notna()
-    table = query_table(rows, chosen.scores)
-    presence = fit_presence(table, shows.loc[table.index].to_numpy()).predict(query_table(unseen, scores))
-    corrected = correct_answers(answers, presence, trained=float(shows.mean()), wanted=FEW)
+    trained = float(ours.queries["landmark_id"].notna().mean())
+    corrected = correct_answers(answers, presence, trained=trained, wanted=FEW)
     weights = prevalence_weights(theirs.queries["landmark_id"].notna().to_numpy(), FEW)
     rare, adapted = (score_queries(align(each, theirs.queries, weights=weights)) for each in (answers, corrected))
     return {
@@ -147,17 +148,6 @@ def judge(
         "ECE, not calibrated": measure_reliability(plain["confidence"].to_numpy()[given], hit[given]).ece,
         "GAP by calibration": score_answers(answers, theirs.queries) - score_answers(plain, theirs.queries),
     }
-
-
-def fit_ranker(rows: pd.DataFrame, right: Right, config: StackConfig, seed: int, threads: int) -> Predict:
-    """LightGBM's lambdarank."""
-    features = feature_names(rows)
-    text = grow_ranker(as_matrix(rows, features), right, query_starts(rows), config, seed=seed, threads=threads)
-
-    def predict(unseen: pd.DataFrame) -> np.ndarray:
-        return add_trees(text, as_matrix(unseen, features), np.zeros(len(unseen)), threads=threads)
-
-    return predict
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:

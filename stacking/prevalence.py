@@ -1,16 +1,14 @@
 """When fewer or more photos show a known landmark than in the folds: confidences corrected for it, and what that wins.
 
 In: rows of `stacking.features.build_rows` with the stack's score of each, answers with calibrated confidences, queries
-with folds and truth. Out: P(the query shows a landmark that its models know), out of fold or by a `Presence` to keep;
-answers with other confidences; a sensitivity curve. Nothing here touches the disk.
+with folds and truth. Out: P(the query shows a landmark that its models know), out of fold or by a stacker of whole
+queries to keep; answers with other confidences; a sensitivity curve. Nothing here touches the disk.
 
 The stack's confidence is right for the folds' share of landmarks, and where nearly every photo shows none it is too
 high, most of all for photos that hardly look like landmarks: it is their order against the others that GAP punishes.
 
 A correction to few landmarks hangs on how well presence is told from certainty, so it can lose where there are few
-photos to learn that from. On landmarks-mini (4,811 queries, 81 % with a landmark) it won .016 of GAP at a share of 3 %
-and .006 at 10 %, both intervals above 0. On drawn competitions with 60 % it won at 3 % in two of six of 800 queries and
-in four of six of 4,000, and for a logistic stack in none. So look at the sensitivity curve first.
+photos to learn that from: look at the sensitivity curve first.
 """
 
 from __future__ import annotations
@@ -22,58 +20,17 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
-from engine.core.config import ValidationConfig
-from engine.core.errors import ArtifactError, DataError
+from engine.core.config import StackConfig, ValidationConfig
+from engine.core.errors import DataError
 from engine.core.gap import Difference, align, bootstrap_difference, prevalence_weights, score_queries
-from stacking.scales import find_bounded, straighten_all
+from stacking.features import KEYS, feature_names
+from stacking.fitting import try_methods
+from stacking.stacker import Stacker
 
 SHARES: Final = (0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # from few, as in the challenge's test sets, to most
 
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Presence:
-    """How probable it is that a query shows a landmark that its models know; plain values, to be kept as JSON.
-
-    P = sigmoid(bias + sum over the features of weight * (value - mean) / scale), with straightened values: logits of
-    what lies within 0..1, signed logarithms of the rest.
-
-    Attributes:
-        features: F columns of `query_table`.
-        bounded: [F] which of them lay within 0..1.
-        mean: [F] of the straightened values.
-        scale: [F] their standard deviations; 1 for a constant.
-        weights: [F].
-        bias: in log-odds.
-    """
-
-    features: tuple[str, ...]
-    bounded: tuple[bool, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    weights: tuple[float, ...]
-    bias: float
-
-    def predict(self, table: pd.DataFrame) -> pd.Series[float]:
-        """The probability for each query of a table from `query_table`: [Q], 0..1, by query id.
-
-        Raises:
-            ArtifactError: when features are missing.
-        """
-        if missing := [name for name in self.features if name not in table.columns]:
-            raise ArtifactError(
-                f"presence is told from features that these queries lack: {', '.join(missing)}",
-                hint="the members changed since it was fitted; run 'engine stack' again",
-            )
-        values = straighten_all(table[list(self.features)].to_numpy(dtype=np.float64), np.array(self.bounded))
-        terms = np.ascontiguousarray((values - self.mean) / self.scale * self.weights)
-        # summed row by row, not by BLAS: a query's last digit must not depend on how many are asked with it
-        return pd.Series(expit(terms.sum(axis=1) + self.bias), index=table.index, name="presence")
 
 
 @dataclass(frozen=True)
@@ -96,71 +53,88 @@ class Sensitivity:
 def query_table(rows: pd.DataFrame, scores: Values) -> pd.DataFrame:
     """What is known of each query as a whole. The rows' order never matters.
 
-    | column       | what it says                                                                      |
-    |--------------|-----------------------------------------------------------------------------------|
-    | stack.best   | the best candidate's score                                                        |
-    | stack.second | the runner-up's; 0 where there is none                                            |
-    | stack.total  | s / (1 + s) for the sum s of all candidates' scores: its logit is the logarithm of s |
-    | query.*      | as in the rows: the gate's p_landmark, the members' query features                |
+    | column           | what it says                                                                          |
+    |------------------|---------------------------------------------------------------------------------------|
+    | query            | its id, ascending                                                                     |
+    | stack.best       | the best candidate's score                                                            |
+    | stack.second     | the runner-up's; 0 where there is none                                                |
+    | stack.total      | s / (1 + s) for the sum s of all candidates' scores: its logit is the logarithm of s  |
+    | query.*          | as in the rows: the gate's p_landmark, the members' query features                    |
+    | best.*, second.* | what else the rows of these two candidates say; 0 where there is no second            |
 
     Args:
         rows: [N] of `build_rows`.
         scores: [N] of the stack, 0..1.
 
     Returns:
-        A row for each query that has a candidate, by query id, ascending.
+        A row for each query that has a candidate.
     """
-    falling = pd.DataFrame({"query": rows["query"].to_numpy(), "score": scores})
-    falling = falling.sort_values(["query", "score"], ascending=[True, False])
-    of_query = falling.groupby("query")["score"]
-    total, runners_up = of_query.sum(), falling[of_query.cumcount() == 1].set_index("query")["score"]
-    table = pd.DataFrame({"stack.best": of_query.max()})
-    table["stack.second"] = runners_up.reindex(table.index, fill_value=0.0)
-    table["stack.total"] = total / (1 + total)
-    kept = [name for name in rows.columns if name.startswith("query.")]
-    return table.join(rows.drop_duplicates("query").set_index("query")[kept].astype(np.float64))
+    falling = rows[list(KEYS)].assign(score=scores).reset_index(drop=True)
+    falling = falling.sort_values(["query", "score", "landmark_id"], ascending=[True, False, True])
+    of_query = falling.groupby("query")
+    total, place = of_query["score"].sum(), of_query.cumcount()
+    of_queries = [name for name in rows.columns if name.startswith("query.")]
+    of_candidates = [name for name in feature_names(rows) if name not in of_queries]
+
+    def at(position: int) -> pd.DataFrame:
+        chosen = falling[place == position]
+        found = rows.iloc[chosen.index].assign(score=chosen["score"].to_numpy())
+        return found.drop(columns="landmark_id").set_index("query").reindex(total.index, fill_value=0)
+
+    best, second = at(0), at(1)
+    return pd.concat(
+        [
+            pd.DataFrame({"stack.best": best["score"], "stack.second": second["score"]}),
+            (total / (1 + total)).rename("stack.total"),
+            best[of_queries],
+            best[of_candidates].add_prefix("best."),
+            second[of_candidates].add_prefix("second."),
+        ],
+        axis=1,
+    ).reset_index()
 
 
-def fit_presence(table: pd.DataFrame, shows: NDArray[np.bool_]) -> Presence:
-    """Learn which queries show a landmark that their models know: a logistic regression on standardised logits.
+def fit_presence(
+    table: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int
+) -> Stacker:
+    """Learn which queries show a landmark that their models know, by the stack's own method log-loss.
 
     Args:
-        table: [Q] of `query_table`.
-        shows: [Q].
+        table: [Q] of `query_table`: to a stacker, queries of one candidate that is right where a landmark is shown.
+        queries: of all of these: id, landmark_id, group of duplicates.
+        config: sizes and numbers of the trees.
+        seed: of `stacking.fitting.try_methods`.
+        threads: how many to use; what is fitted does not depend on it.
+
+    Returns:
+        What predicts P(a known landmark is shown) for the rows of such a table.
 
     Raises:
         DataError: when all queries show one, or none does.
     """
-    if not 0 < np.count_nonzero(shows) < len(shows):
+    asked = queries.set_index("id").loc[table["query"]]
+    shows = asked["landmark_id"].notna().to_numpy()
+    if shows.all() or not shows.any():
         raise DataError(
             f"{np.count_nonzero(shows)} of {len(shows)} queries show a known landmark: there is nothing to tell apart",
             hint="add photos without a landmark (train_nonlandmark.csv), or do not correct for prevalence",
         )
-    order = table.index.argsort()  # sums depend on the order in their last digit
-    table, shows = table.iloc[order], shows[order]
-    values = table.to_numpy(dtype=np.float64)
-    bounded = find_bounded(values)
-    scaler = StandardScaler()
-    straight = scaler.fit_transform(straighten_all(values, bounded))
-    # newton-cholesky: exact in some ten steps where rows far outnumber features; its own tol stops .0006 short of it
-    model = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(straight, shows)
-    return Presence(
-        features=tuple(table.columns),
-        bounded=tuple(bounded.tolist()),
-        mean=tuple(scaler.mean_.tolist()),
-        scale=tuple(scaler.scale_.tolist()),
-        weights=tuple(model.coef_[0].tolist()),
-        bias=float(model.intercept_[0]),
-    )
+    config = config.model_copy(update={"method": "log-loss"})
+    [trial] = try_methods(table, shows, asked["group"].to_numpy(), config, seed=seed, threads=threads)
+    return trial.stacker
 
 
-def cross_presence(rows: pd.DataFrame, scores: Values, queries: pd.DataFrame) -> pd.Series[float]:
+def cross_presence(
+    table: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int
+) -> pd.Series[float]:
     """The presence of each query by a classifier that was fitted on the other folds' queries.
 
     Args:
-        rows: [N] of `build_rows`.
-        scores: [N] of the stack, out of fold, 0..1.
-        queries: id, fold, landmark_id (null: no landmark that the query's models know).
+        table: [Q'] of `query_table`, by the stack's scores out of fold.
+        queries: id, fold, landmark_id (null: no landmark that the query's models know), group.
+        config: of `fit_presence`.
+        seed: likewise.
+        threads: likewise.
 
     Returns:
         [Q], 0..1, by query id, in the queries' order; 0 for a query without a candidate, of which nothing is known.
@@ -168,12 +142,12 @@ def cross_presence(rows: pd.DataFrame, scores: Values, queries: pd.DataFrame) ->
     Raises:
         DataError: when the queries outside some fold all show a known landmark, or none of them does.
     """
-    table = query_table(rows, scores)
-    asked = queries.set_index("id").loc[table.index]
-    shows, fold = asked["landmark_id"].notna().to_numpy(), asked["fold"].to_numpy()
-    parts = [
-        fit_presence(table[fold != held], shows[fold != held]).predict(table[fold == held]) for held in np.unique(fold)
-    ]
+    fold = table["query"].map(queries.set_index("id")["fold"])
+    parts = []
+    for held in fold.unique():
+        asked, learned = table[fold == held], table[fold != held]
+        found = fit_presence(learned, queries, config, seed=seed, threads=threads).predict(asked, threads=threads)
+        parts.append(pd.Series(found, index=asked["query"], name="presence"))
     return pd.concat(parts).reindex(queries["id"], fill_value=0.0)
 
 

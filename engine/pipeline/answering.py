@@ -23,7 +23,7 @@ from engine.pipeline.artifacts import (
     STACK_VERSION,
     STACKER,
 )
-from engine.pipeline.correction import share_to_correct_to
+from engine.pipeline.correction import correct_to_share
 from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.leaderboard import make_leaderboard
 from engine.pipeline.request import RunRequest, resolve_config
@@ -61,24 +61,26 @@ def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, prog
     """The stack's answers to every query, each by a stack that was fitted and chosen on the other folds."""
     from stacking.evaluate import cross_stack
     from stacking.prevalence import can_be_told, cross_presence, fit_presence, query_table
+    from stacking.stacker import save_stacker
 
-    inputs = _fitted_from(config, evidence)
-    if all(run.is_fresh(name, inputs) for name in (METHODS_OOF, PRESENCE_OOF, PRESENCE, ANSWERS_OOF)):
+    inputs, tells = _fitted_from(config, evidence), can_be_told(evidence.queries)
+    made = (METHODS_OOF, PRESENCE_OOF, ANSWERS_OOF, *([PRESENCE] if tells else []))
+    if all(run.is_fresh(name, inputs) for name in made):
         return
     rows, queries = evidence.rows(config.stack), evidence.queries
     with progress.task("stack out of fold", config.folds.count, "fold") as advance:
         found = cross_stack(rows, queries, config.stack, seed=config.seed, threads=config.cores, advance=advance)
     own, *methods = found.entries
-    shows = queries.set_index("id")["landmark_id"].notna()
-    presence, told = shows * 0.0 + 1.0, None  # as long as nothing tells it, every photo may show one
-    if can_be_told(queries):
-        presence, table = cross_presence(rows, found.scores, queries), query_table(rows, found.scores)
-        told = asdict(fit_presence(table, shows.loc[table.index].to_numpy()))
+    presence = pd.Series(1.0, index=queries["id"])  # as long as nothing tells it, every photo may show one
+    if tells:
+        table = query_table(rows, found.scores)
+        presence = cross_presence(table, queries, config.stack, seed=config.seed, threads=config.cores)
+        teller = fit_presence(table, queries, config.stack, seed=config.seed, threads=config.cores)
+        save_stacker(run.path(PRESENCE), teller)
+        run.record(PRESENCE, kind="presence", version=STACK_VERSION, inputs=inputs)
     run.save_table(METHODS_OOF, pd.concat([each.answers for each in methods]), ANSWERS, inputs)
     features = pd.DataFrame({"member": "stack", "query": presence.index, "presence": presence.to_numpy()})
     run.save_table(PRESENCE_OOF, features, QUERY_FEATURES, inputs)
-    write_json(run.path(PRESENCE), {"presence": told, "trained": float(shows.mean())})
-    run.record(PRESENCE, kind="presence", version=STACK_VERSION, inputs=inputs)
     facts = {"seconds": own.fit_seconds, "methods": list(found.methods), "inner": found.inner, "outer": found.outer}
     run.save_table(ANSWERS_OOF, own.answers, ANSWERS, inputs, facts)
 
@@ -127,39 +129,30 @@ def _fit(run: Run, config: EngineConfig, learned: Evidence, progress: Progress) 
 
 def _answer_test_set(run: Run, config: EngineConfig, learned: pd.DataFrame, progress: Progress) -> None:
     """The stack's answers to the test set; `learned` are the queries that it was fitted on."""
+    from stacking.prevalence import can_be_told
+
     asked = load_evidence(run, config, "test")
-    told = (STACKER, CALIBRATION, PRESENCE, PRESENCE_OOF, ANSWERS_OOF)
+    told = (STACKER, CALIBRATION, PRESENCE_OOF, ANSWERS_OOF, *([PRESENCE] if can_be_told(learned) else []))
     made_from = {name: run.hash_of(name, made_by=STACK) for name in told}
     chosen = {f"stack.{name}": getattr(config.stack, name) for name in AFTER_FITTING}
     made_from |= chosen | {"prevalence": config.validation.prevalence, "version": STACK_VERSION}
     inputs = asked.inputs | made_from
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
-        share = share_to_correct_to(run, config, learned)
-        run.save_table(ANSWERS_TEST, _answer(run, config, asked, share, progress), ANSWERS, inputs)
+        run.save_table(ANSWERS_TEST, _answer(run, config, asked, learned, progress), ANSWERS, inputs)
         progress.say(f"stack: answered {len(asked.queries)} test queries")
 
 
-def _answer(run: Run, config: EngineConfig, asked: Evidence, share: float | None, progress: Progress) -> pd.DataFrame:
-    """The stack's answers to the test set, corrected to a share of known landmarks or to the one it suggests."""
+def _answer(run: Run, config: EngineConfig, asked: Evidence, learned: pd.DataFrame, progress: Progress) -> pd.DataFrame:
+    """The stack's answers to the test set, with all that is done to their confidences."""
     from stacking.blanking import blank_below
     from stacking.calibration import Calibration
     from stacking.evaluate import answer_queries
-    from stacking.prevalence import Presence, correct_answers, query_table
     from stacking.stacker import load_stacker
-    from stacking.transductive import correct_to_test
 
     stacker = load_stacker(run.verified(STACKER, made_by=STACK))
     calibration = Calibration(**read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"])
     rows = asked.rows(config.stack)
     scores = stacker.predict(rows, threads=config.cores)
     answers = answer_queries(scores, calibration, rows, asked.queries)
-    told = read_json(run.verified(PRESENCE, made_by=STACK))
-    if told["presence"] is not None:
-        presence = Presence(**told["presence"]).predict(query_table(rows, scores))
-        if config.stack.transductive:
-            answers, share = correct_to_test(answers, presence, trained=told["trained"])
-            progress.say(f"transductive: {share:.1%} of the test photos seem to show a known landmark")
-        elif share is not None:
-            answers = correct_answers(answers, presence, trained=told["trained"], wanted=share)
-            progress.say(f"confidences are corrected to {share:.0%} of photos with a known landmark")
+    answers = correct_to_share(run, config, answers, rows, scores, learned, progress)
     return answers if config.stack.blank_below is None else blank_below(answers, config.stack.blank_below)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from engine.core.config import EngineConfig
+from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.storage import read_json
 from engine.core.tables import ANSWERS, QUERY_FEATURES
-from engine.pipeline.artifacts import ANSWERS_OOF, CALIBRATION, PRESENCE_OOF, STACK
+from engine.pipeline.artifacts import ANSWERS_OOF, CALIBRATION, PRESENCE, PRESENCE_OOF, STACK
 
 
 def load_presence(run: Run) -> pd.Series[float]:
@@ -47,3 +50,42 @@ def share_to_correct_to(run: Run, config: EngineConfig, queries: pd.DataFrame) -
     given = load_calibrated(run, queries), queries, load_presence(run), [wanted]
     [found] = sensitivity(*given, validation, seed=config.seed)
     return wanted if found.difference.low > 0 else None
+
+
+def correct_to_share(
+    run: Run,
+    config: EngineConfig,
+    answers: pd.DataFrame,
+    rows: pd.DataFrame,
+    scores: NDArray[np.float64],
+    learned: pd.DataFrame,
+    progress: Progress,
+) -> pd.DataFrame:
+    """The test set's answers, corrected to the prevalence asked for, to the one it suggests, or to neither.
+
+    Args:
+        run: with what tells presence.
+        config: stack.transductive, and of `share_to_correct_to`.
+        answers: calibrated.
+        rows: [N] that they were picked from.
+        scores: [N] of the stack.
+        learned: id, fold, landmark_id of the queries that it was fitted on.
+        progress: told of a correction.
+    """
+    from stacking.prevalence import can_be_told, correct_answers, query_table
+    from stacking.stacker import load_stacker
+    from stacking.transductive import correct_to_test
+
+    share = share_to_correct_to(run, config, learned)
+    if not (config.stack.transductive or share) or not can_be_told(learned):
+        return answers
+    asked = query_table(rows, scores)
+    found = load_stacker(run.verified(PRESENCE, made_by=STACK)).predict(asked, threads=config.cores)
+    presence, trained = pd.Series(found, index=asked["query"]), float(learned["landmark_id"].notna().mean())
+    if config.stack.transductive:
+        answers, share = correct_to_test(answers, presence, trained=trained)
+        progress.say(f"transductive: {share:.1%} of the test photos seem to show a known landmark")
+    elif share:
+        answers = correct_answers(answers, presence, trained=trained, wanted=share)
+        progress.say(f"confidences are corrected to {share:.0%} of photos with a known landmark")
+    return answers

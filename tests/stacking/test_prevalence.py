@@ -1,24 +1,18 @@
 """Prevalence: presence is told out of fold, the correction is Bayes' rule, and it wins where landmarks are rare."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from engine.core.errors import ArtifactError, DataError
 from engine.core.gap import score_answers
 from stacking.answers import pick_answers
 from stacking.calibration import measure_reliability
+from stacking.features import feature_names
 from stacking.prevalence import (
-    Presence,
     correct_answers,
     correct_confidence,
     cross_presence,
@@ -42,18 +36,18 @@ def answers(competition, rows, scores):
 
 
 @pytest.fixture(scope="module")
-def presence(competition, rows, scores):
-    return cross_presence(rows, scores, competition.queries)
-
-
-@pytest.fixture(scope="module")
 def table(rows, scores):
     return query_table(rows, scores)
 
 
 @pytest.fixture(scope="module")
-def shows(competition, table):
-    return competition.queries.set_index("id").loc[table.index, "landmark_id"].notna().to_numpy()
+def presence(competition, table, stack_config):
+    return cross_presence(table, competition.queries, stack_config, seed=0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def teller(competition, table, stack_config):
+    return fit_presence(table, competition.queries, stack_config, seed=0, threads=1)
 
 
 def _draw_answers(rng, size, share):
@@ -67,98 +61,100 @@ def _draw_answers(rng, size, share):
 
 
 def test_the_table_says_best_second_and_sum_of_each_query(rows, scores, table):
+    told = table.set_index("query")
     by_query = {query: sorted(scores[rows["query"] == query], reverse=True) for query in rows["query"].unique()[:20]}
     for query, falling in by_query.items():
-        assert table.loc[query, ["stack.best", "stack.second"]].tolist() == falling[:2]
-        total = table.loc[query, "stack.total"]
+        assert told.loc[query, ["stack.best", "stack.second"]].tolist() == falling[:2]
+        total = told.loc[query, "stack.total"]
         assert total / (1 - total) == pytest.approx(sum(falling))
-    assert table.index.tolist() == sorted(rows["query"].unique())
-    assert [name for name in table if name.startswith("query.")] == [c for c in rows if c.startswith("query.")]
+    assert told.index.tolist() == sorted(rows["query"].unique())
+
+
+def test_the_table_says_of_the_best_two_candidates_what_their_rows_say(rows, scores, table):
+    told = table.set_index("query")
+    features = feature_names(rows)
+    for query in rows["query"].unique()[:20]:
+        falling = rows[rows["query"] == query].iloc[np.argsort(-scores[rows["query"] == query], kind="stable")]
+        for name in features:
+            if name.startswith("query."):
+                assert told.loc[query, name] == falling[name].iloc[0]
+            else:
+                assert told.loc[query, [f"best.{name}", f"second.{name}"]].tolist() == falling[name].tolist()[:2]
+    assert len(told.columns) == 3 + 2 * len(features) - sum(name.startswith("query.") for name in features)
 
 
 def test_a_query_of_one_candidate_has_no_second():
     rows = pd.DataFrame(
-        {"query": ["b", "a", "b"], "landmark_id": ["1", "1", "2"], "query.gate.p_landmark": [0.2, 0.7, 0.2]}
+        {
+            "query": ["b", "a", "b"],
+            "landmark_id": ["1", "1", "2"],
+            "all.mean": [0.3, 0.6, 0.4],
+            "query.gate.p_landmark": [0.2, 0.7, 0.2],
+        }
     )
-    table = query_table(rows, np.array([0.25, 0.5, 0.75]))
-    assert table.to_dict("index") == {
-        "a": {"stack.best": 0.5, "stack.second": 0.0, "stack.total": 1 / 3, "query.gate.p_landmark": 0.7},
-        "b": {"stack.best": 0.75, "stack.second": 0.25, "stack.total": 0.5, "query.gate.p_landmark": 0.2},
-    }
+    table = query_table(rows, np.array([0.25, 0.5, 0.75])).set_index("query")
+    a = {"stack.best": 0.5, "stack.second": 0.0, "stack.total": 1 / 3, "query.gate.p_landmark": 0.7}
+    b = {"stack.best": 0.75, "stack.second": 0.25, "stack.total": 0.5, "query.gate.p_landmark": 0.2}
+    a |= {"best.all.mean": 0.6, "second.all.mean": 0.0}
+    b |= {"best.all.mean": 0.4, "second.all.mean": 0.3}
+    assert table.to_dict("index") == {"a": a, "b": b}
 
 
 def test_presence_is_told_better_than_by_any_single_feature_and_about_as_well_as_by_the_stack(
     competition, table, presence
 ):
-    shown = competition.queries["landmark_id"].notna()
-    alone = {name: roc_auc_score(shown, table[name].reindex(competition.queries["id"])) for name in table}
+    shown, told = competition.queries["landmark_id"].notna(), table.set_index("query")
+    alone = {name: roc_auc_score(shown, told[name].reindex(competition.queries["id"])) for name in told}
     total = alone.pop("stack.total")  # already an opinion of the query, fitted on all that the others say
+    del alone["stack.best"]  # likewise
     assert roc_auc_score(shown, presence) > max(alone.values())
     assert roc_auc_score(shown, presence) > total - 0.01
     assert measure_reliability(presence.to_numpy(), shown.to_numpy()).ece < 0.06  # 15 bins of 53: chance makes .05
 
 
-def test_presence_is_the_logistic_regression_of_a_plain_pipeline(table, shows):
-    """With every column bounded, as probabilities are."""
-    columns = ["stack.best", "stack.total", "query.gate.p_landmark"]
-    fitted = fit_presence(table[columns], shows)
-    odds = np.log(table[columns] / (1 - table[columns]))
-    plain = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=1000)).fit(odds, shows)
-    assert fitted.bounded == (True, True, True)
-    assert fitted.predict(table).to_numpy() == pytest.approx(plain.predict_proba(odds)[:, 1], abs=1e-4)
-
-
-def test_presence_does_not_see_its_own_folds_truth(competition, rows, scores, presence):
+def test_presence_does_not_see_its_own_folds_truth(competition, table, presence, stack_config):
     held = competition.queries["fold"] == 1
     turned = competition.queries.assign(landmark_id=competition.queries["landmark_id"].mask(held, "0003"))
-    other = cross_presence(rows, scores, turned)
+    other = cross_presence(table, turned, stack_config, seed=0, threads=1)
     mine = held.to_numpy()
     assert (other[mine] == presence[mine]).all()
     assert (other[~mine] != presence[~mine]).any()
 
 
-def test_presence_is_alike_for_shuffled_input(competition, rows, scores, presence):
+def test_presence_is_alike_for_shuffled_input_and_two_threads(
+    competition, rows, scores, presence, teller, stack_config
+):
     order = np.random.default_rng(1).permutation(len(rows))
-    again = cross_presence(rows.iloc[order], scores[order], competition.queries.sample(frac=1, random_state=2))
+    queries = competition.queries.sample(frac=1, random_state=2)
+    table = query_table(rows.iloc[order], scores[order])
+    again = cross_presence(table, queries, stack_config, seed=0, threads=2)
     pd.testing.assert_series_equal(again.reindex(presence.index), presence, check_exact=True)
+    assert fit_presence(table, queries, stack_config, seed=0, threads=2) == teller
 
 
-def test_fitting_does_not_depend_on_the_order_of_queries(table, shows):
-    order = np.random.default_rng(3).permutation(len(table))
-    assert fit_presence(table.iloc[order], shows[order]) == fit_presence(table, shows)
+def test_a_query_has_the_same_presence_alone(table, teller):
+    together = teller.predict(table, threads=1)
+    for number in range(50):
+        assert teller.predict(table.iloc[[number]], threads=1)[0] == together[number]
 
 
-def test_a_query_has_the_same_presence_alone(table, shows):
-    fitted = fit_presence(table, shows)
-    together = fitted.predict(table)
-    for query in table.index[:50]:
-        assert fitted.predict(table.loc[[query]])[query] == together[query]
-
-
-def test_presence_comes_back_from_json_bit_for_bit(table, shows):
-    fitted = fit_presence(table, shows)
-    back = Presence(**json.loads(json.dumps(asdict(fitted))))
-    pd.testing.assert_series_equal(back.predict(table), fitted.predict(table), check_exact=True)
-
-
-def test_a_query_without_a_candidate_shows_nothing_known(competition, rows, scores):
-    first = rows["query"].iloc[0]
-    kept = (rows["query"] != first).to_numpy()
-    found = cross_presence(rows[kept], scores[kept], competition.queries)
+def test_a_query_without_a_candidate_shows_nothing_known(competition, table, stack_config):
+    found = cross_presence(table.iloc[1:], competition.queries, stack_config, seed=0, threads=1)
+    first = table["query"].iloc[0]
     assert found[first] == 0
     assert (found.drop(first) > 0).all()
 
 
 @pytest.mark.faults
-def test_missing_features_are_named(table, shows):
+def test_missing_features_are_named(table, teller):
     with pytest.raises(ArtifactError, match=r"lack: query\.gate\.p_landmark"):
-        fit_presence(table, shows).predict(table.drop(columns="query.gate.p_landmark"))
+        teller.predict(table.drop(columns="query.gate.p_landmark"), threads=1)
 
 
 @pytest.mark.faults
-def test_queries_of_one_kind_teach_nothing(table):
+def test_queries_of_one_kind_teach_nothing(competition, table, stack_config):
     with pytest.raises(DataError, match="800 of 800 queries show a known landmark"):
-        fit_presence(table, np.ones(len(table), bool))
+        fit_presence(table, competition.queries.assign(landmark_id="1"), stack_config, seed=0, threads=1)
 
 
 @given(PROBABILITY, PROBABILITY, SHARE, SHARE)
@@ -236,14 +232,15 @@ def test_the_curve_has_a_point_for_each_share_and_none_is_won_at_the_folds_own(
     assert [point.plain for point in curve] == sorted(point.plain for point in curve)  # landmarks are easier to find
 
 
-def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(validation_config):
+def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(validation_config, stack_config):
     p, presence, shows, right = _draw_answers(np.random.default_rng(2), 10_000, 0.5)
     ids = [f"q{number:05d}" for number in range(len(p))]
     rows = pd.DataFrame({"query": ids, "landmark_id": np.where(right, "a", "b"), "query.gate.p_landmark": presence})
+    number = np.arange(len(p))
     queries = pd.DataFrame(
-        {"id": ids, "fold": np.arange(len(p)) % 4, "landmark_id": pd.Series(["a"] * len(p)).where(shows)}
+        {"id": ids, "fold": number % 4, "landmark_id": pd.Series(["a"] * len(p)).where(shows), "group": number}
     )
-    learned = cross_presence(rows, p, queries)
+    learned = cross_presence(query_table(rows, p), queries, stack_config, seed=0, threads=1)
     answers = rows[["landmark_id"]].assign(id=ids, confidence=p)
     rare, even = sensitivity(answers, queries, learned, [0.03, 0.5], validation_config, seed=0)
     assert rare.difference.low > 0.02

@@ -11,7 +11,7 @@ from engine.core.gap import score_answers
 from stacking.answers import pick_answers
 from stacking.baselines import fit_logistic
 from stacking.evaluate import cross_predict
-from stacking.prevalence import correct_answers, cross_presence
+from stacking.prevalence import correct_answers, cross_presence, query_table
 from stacking.transductive import (
     SMOOTHING,
     correct_to_test,
@@ -32,8 +32,8 @@ def answers(competition, rows, scores):
 
 
 @pytest.fixture(scope="module")
-def presence(competition, rows, scores):
-    return cross_presence(rows, scores, competition.queries)
+def presence(competition, rows, scores, stack_config):
+    return cross_presence(query_table(rows, scores), competition.queries, stack_config, seed=0, threads=1)
 
 
 def _draw_presence(rng, size, share, trained):
