@@ -34,7 +34,7 @@ from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
 from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_table, predict
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
-from zoo.delf_photos import describe_own
+from zoo.delf_photos import Describer, describe_own
 from zoo.device import threads_for
 from zoo.embedding import embed_photos
 from zoo.heads import Tell
@@ -193,6 +193,8 @@ class Member:
         folder = context.run.path(f"{self.folder}/fold{fold}")
         label = f"{self.recipe.name} fold {fold + 1}/{context.photos.fold_count}"
         model = self.new_model(fold)
+        if self.recipe.local is not None and self.recipe.local.kind == "delf":
+            Describer.of(model, self.recipe.local, context.accelerator)  # is refused before it is trained, not after
         logs = Logs(context.logs, context.run.path(f"logs/{self.recipe.name}/fold{fold}"), label)
         session = Session(
             folder, context.accelerator, self.trains_mixed(model), context.progress, context.stop, label,

@@ -122,6 +122,15 @@ def _small_shards(monkeypatch):
     monkeypatch.setattr(zoo.delf_photos, "SHARD", 20)
 
 
+@pytest.mark.faults
+def test_a_network_that_cannot_tell_places_is_refused_before_it_is_trained(tmp_path, make_context, photos):
+    changes = {"backbone.name": "convnext_atto", "train.fold_norm": False, "train.freeze_stages": 0}
+    recipe = load_recipe("tiny-scratch", ATTENTION | LOCAL | changes)
+    with pytest.raises(ConfigError, match="cannot be told"):
+        run_fold(make_context(tmp_path, photos), recipe, 0)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def _times(root):
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
