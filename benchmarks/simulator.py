@@ -141,25 +141,46 @@ def draw(
     for name, member in MEMBERS.items():
         scores = softmax(_draw_logits(rng, member, photos, shared, sizes), axis=1)  # [Q, L]
         tables.append(_list_best(name, scores, ids, names))
-        entropy = -np.sum(scores * np.log(np.maximum(scores, 1e-12)), axis=1)
-        told = draw_cosines(rng, photos, scores.max(axis=1)) if name == NEIGHBOURS else {}
-        features.append(pd.DataFrame({"member": name, "query": ids, "entropy": entropy, **told}))
-    features.append(pd.DataFrame({"member": GATE, "query": ids, "p_landmark": draw_gate(rng, photos)}))
+        features.append(draw_features(rng, name, scores, ids, photos))
+    return assemble(rng, photos, sizes, ids, names, tables, features, folds=folds)
 
+
+def draw_features(
+    rng: np.random.Generator, member: str, scores: Values, ids: Values | pd.Index[str], photos: Photos
+) -> pd.DataFrame:
+    """`engine.core.tables.QUERY_FEATURES` of a member whose softmax over what it may see is [Q, any]."""
+    entropy = -np.sum(scores * np.log(np.maximum(scores, 1e-12)), axis=1)
+    told = draw_cosines(rng, photos, scores.max(axis=1)) if member == NEIGHBOURS else {}
+    return pd.DataFrame({"member": member, "query": ids, "entropy": entropy, **told})
+
+
+def assemble(
+    rng: np.random.Generator,
+    photos: Photos,
+    sizes: NDArray[np.int64],
+    ids: Values | pd.Index[str],
+    names: Values | pd.Index[str],
+    tables: Sequence[pd.DataFrame],
+    features: Sequence[pd.DataFrame],
+    *,
+    folds: int,
+) -> Competition:
+    """All that was drawn of Q queries `ids` and L landmarks `names`, with a gate, spread over some folds or none."""
+    gate = pd.DataFrame({"member": GATE, "query": ids, "p_landmark": draw_gate(rng, photos)})
     known = range(folds) if folds else [-1]
     return Competition(
         candidates=pd.concat(tables, ignore_index=True),
-        query_features=pd.concat(features, ignore_index=True),
+        query_features=pd.concat([*features, gate], ignore_index=True),
         class_sizes=pd.concat([pd.DataFrame({"fold": f, "landmark_id": names, "size": sizes}) for f in known]),
         queries=pd.DataFrame(
             {
                 "id": ids,
-                "fold": rng.integers(folds, size=queries) if folds else -1,
+                "fold": rng.integers(folds, size=len(ids)) if folds else -1,
                 "landmark_id": pd.Series(names[photos.shown], dtype="str").mask(photos.kind != "landmark"),
                 "unseen": photos.kind == "unseen",
                 "width": photos.side,
-                "height": photos.side + rng.integers(0, 100, queries),
-                "group": np.arange(queries),
+                "height": photos.side + rng.integers(0, 100, len(ids)),
+                "group": np.arange(len(ids)),
             }
         ),
     )

@@ -28,12 +28,11 @@ from scipy.special import softmax
 from simulator import (
     LARGEST_CLASS,
     MEMBERS,
-    NEIGHBOURS,
     SHARED_NOISE,
     Competition,
     Member,
-    draw_cosines,
-    draw_gate,
+    assemble,
+    draw_features,
     draw_photos,
 )
 
@@ -41,7 +40,7 @@ from engine.core.config import StackConfig
 from engine.core.gap import score_answers
 from stacking.answers import pick_answers
 from stacking.evaluate import groups_of
-from stacking.features import GATE, feature_names, mark_right
+from stacking.features import feature_names, mark_right
 from stacking.fitting import fit_stacker
 from stacking.stacker import Stacker
 
@@ -149,26 +148,8 @@ def draw_listed(seed: int, queries: int, *, folds: int = FOLDS) -> Competition:
             logits[:, column] += sight * likeness
         scores = softmax(logits, axis=1)
         tables.append(list_best(name, scores, pool, ids, names))
-        entropy = -np.sum(scores * np.log(np.maximum(scores, 1e-12)), axis=1)
-        told = draw_cosines(rng, photos, scores.max(axis=1)) if name == NEIGHBOURS else {}
-        features.append(pd.DataFrame({"member": name, "query": ids, "entropy": entropy, **told}))
-    features.append(pd.DataFrame({"member": GATE, "query": ids, "p_landmark": draw_gate(rng, photos)}))
-    known = range(folds) if folds else [-1]
-    return Competition(
-        candidates=pd.concat(tables, ignore_index=True),
-        query_features=pd.concat(features, ignore_index=True),
-        class_sizes=pd.concat([pd.DataFrame({"fold": f, "landmark_id": names, "size": sizes}) for f in known]),
-        queries=pd.DataFrame(
-            {
-                "id": ids,
-                "fold": rng.integers(folds, size=queries) if folds else -1,
-                "landmark_id": pd.Series(names[photos.shown], dtype="str").mask(photos.kind != "landmark"),
-                "width": photos.side,
-                "height": photos.side,
-                "group": np.arange(queries),
-            }
-        ),
-    )
+        features.append(draw_features(rng, name, scores, ids, photos))
+    return assemble(rng, photos, sizes, ids, names, tables, features, folds=folds)
 
 
 def list_best(
