@@ -192,6 +192,30 @@ def test_two_threads_grow_the_same_trees(objective, grown, sample, held, stack_c
     assert curve.tolist() == grown[objective][1][:2].tolist()
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_threads_grow_the_same_trees_of_sparse_features_and_gradients_of_many_magnitudes(
+    objective, stack_config, monkeypatch
+):
+    """Sums of such gradients depend on their order; those of gradients near one another are exact in any."""
+    monkeypatch.setattr("stacking.trees.ROWS_PER_THREAD", 1)
+    few = stack_config.model_copy(update={"trees": 20})
+    rng, starts = np.random.default_rng(0), np.arange(0, 12_000, 5)
+    right = np.zeros(12_000, dtype=bool)
+    right[starts] = rng.random(len(starts)) < 0.6
+    dense = rng.normal(size=(12_000, 4)) + np.outer(right, [1, 0, 0, 0])
+    sparse = np.where(rng.random((12_000, 8)) < 0.3, rng.random((12_000, 8)) + 0.5 * right[:, None], 0)
+    table, margin = np.hstack([dense, sparse]).astype(np.float32), rng.normal(0, 12, 12_000)
+    held = np.arange(12_000) >= 9_000
+
+    def grow_with(threads):
+        sample = Sample(bin_rows(table, right, few, threads=threads), right, starts, margin)
+        return grow(objective, sample, held, few, seed=0, threads=threads)
+
+    (one, curve), (two, again) = grow_with(1), grow_with(2)
+    assert as_text(two) == as_text(one)
+    assert again.tolist() == curve.tolist()
+
+
 def test_few_rows_are_not_worth_a_second_thread():
     assert [threads_for(rows, 4) for rows in (10, ROWS_PER_THREAD, 10 * ROWS_PER_THREAD)] == [1, 2, 4]
 
