@@ -88,12 +88,11 @@ def _enter_stack(run: Run, config: EngineConfig, queries: pd.DataFrame) -> list[
     methods = run.load_table(METHODS_OOF, ANSWERS, made_by=STACK)
     parts = {str(name): part.reset_index(drop=True) for name, part in methods.groupby("decided_by", sort=False)}
     entries = [Entry(name, "method", part, seconds) for name, part in parts.items()]
-    plain, corrected = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), None
-    if wanted is not None and can_be_told(queries):
-        trained = float(queries["landmark_id"].notna().mean())
-        corrected = correct_answers(load_calibrated(run, queries), load_presence(run), trained=trained, wanted=wanted)
-    if corrected is None:
+    plain = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
+    if wanted is None or not can_be_told(queries):
         return [Entry("stack", "stack", plain, seconds), *entries]
+    trained = float(queries["landmark_id"].notna().mean())
+    corrected = correct_answers(load_calibrated(run, queries), load_presence(run), trained=trained, wanted=wanted)
     if share_to_correct_to(run, config, queries) is None:
         return [Entry("stack", "stack", plain, seconds), *entries, Entry("corrected", "method", corrected, seconds)]
     return [Entry("stack", "stack", corrected, seconds), *entries, Entry("not corrected", "method", plain, seconds)]
