@@ -35,7 +35,7 @@ from stacking.evaluate import answer_queries, calibrate, groups_of
 from stacking.features import mark_right
 from stacking.fitting import Trial, choose_trial, try_methods
 from stacking.oracles import enter_oracles
-from stacking.prevalence import correct_answers, fit_presence, query_table
+from stacking.prevalence import correct_answers, fit_presence, query_table, tell_presence
 from stacking.trees import fit_lambdarank
 
 T = TypeVar("T")
@@ -112,9 +112,8 @@ def measure(seed: int, queries: int, config: StackConfig, threads: int) -> Measu
     answers = enter("stack", lambda _: scores)
     gaps |= {oracle.name: score_answers(oracle.answers, truth) for oracle in enter_oracles(unseen, answers, truth)}
     kept = {f"stack less {name}": gaps["stack"] - gaps[name] for name in ("gated-mean", "caruana")}
-    asked = query_table(unseen, scores)
     teller = fit_presence(query_table(rows, chosen.scores), ours.queries, config, seed=seed, threads=threads)
-    presence = pd.Series(teller.predict(asked, threads=threads), index=asked["query"])
+    presence = tell_presence(teller, query_table(unseen, scores), threads=threads)
     return Measured(gaps, seconds, kept | judge(chosen, rows, ours, scores, unseen, theirs, presence, config))
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from engine.core.config import StackConfig, ValidationConfig
 from engine.core.errors import DataError
 from engine.core.gap import Difference, align, bootstrap_difference, prevalence_weights, score_queries
+from engine.core.progress import Advance
 from stacking.features import KEYS, feature_names
 from stacking.fitting import try_methods
 from stacking.stacker import Stacker
@@ -124,8 +125,19 @@ def fit_presence(
     return trial.stacker
 
 
+def tell_presence(teller: Stacker, table: pd.DataFrame, *, threads: int) -> pd.Series[float]:
+    """The presence of each query of a `query_table`, 0..1, by query id.
+
+    Args:
+        teller: of `fit_presence`.
+        table: [Q].
+        threads: how many to use; the numbers do not depend on it.
+    """
+    return pd.Series(teller.predict(table, threads=threads), index=table["query"], name="presence")
+
+
 def cross_presence(
-    table: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int
+    table: pd.DataFrame, queries: pd.DataFrame, config: StackConfig, *, seed: int, threads: int, advance: Advance
 ) -> pd.Series[float]:
     """The presence of each query by a classifier that was fitted on the other folds' queries.
 
@@ -135,6 +147,7 @@ def cross_presence(
         config: of `fit_presence`.
         seed: likewise.
         threads: likewise.
+        advance: told of each fold.
 
     Returns:
         [Q], 0..1, by query id, in the queries' order; 0 for a query without a candidate, of which nothing is known.
@@ -145,9 +158,9 @@ def cross_presence(
     fold = table["query"].map(queries.set_index("id")["fold"])
     parts = []
     for held in fold.unique():
-        asked, learned = table[fold == held], table[fold != held]
-        found = fit_presence(learned, queries, config, seed=seed, threads=threads).predict(asked, threads=threads)
-        parts.append(pd.Series(found, index=asked["query"], name="presence"))
+        teller = fit_presence(table[fold != held], queries, config, seed=seed, threads=threads)
+        parts.append(tell_presence(teller, table[fold == held], threads=threads))
+        advance(1, "")
     return pd.concat(parts).reindex(queries["id"], fill_value=0.0)
 
 

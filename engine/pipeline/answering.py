@@ -74,8 +74,12 @@ def _answer_out_of_fold(run: Run, config: EngineConfig, evidence: Evidence, prog
     presence = pd.Series(1.0, index=queries["id"])  # as long as nothing tells it, every photo may show one
     if tells:
         table = query_table(rows, found.scores)
-        presence = cross_presence(table, queries, config.stack, seed=config.seed, threads=config.cores)
-        teller = fit_presence(table, queries, config.stack, seed=config.seed, threads=config.cores)
+        with progress.task("presence", config.folds.count + 1, "fit") as advance:
+            presence = cross_presence(
+                table, queries, config.stack, seed=config.seed, threads=config.cores, advance=advance
+            )
+            teller = fit_presence(table, queries, config.stack, seed=config.seed, threads=config.cores)
+            advance(1, "")
         save_stacker(run.path(PRESENCE), teller)
         run.record(PRESENCE, kind="presence", version=STACK_VERSION, inputs=inputs)
     run.save_table(METHODS_OOF, pd.concat([each.answers for each in methods]), ANSWERS, inputs)

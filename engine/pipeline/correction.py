@@ -72,20 +72,20 @@ def correct_to_share(
         learned: id, fold, landmark_id of the queries that it was fitted on.
         progress: told of a correction.
     """
-    from stacking.prevalence import can_be_told, correct_answers, query_table
+    from stacking.prevalence import can_be_told, correct_answers, query_table, tell_presence
     from stacking.stacker import load_stacker
     from stacking.transductive import correct_to_test
 
-    share = share_to_correct_to(run, config, learned)
-    if not (config.stack.transductive or share) or not can_be_told(learned):
+    suggested = config.stack.transductive and can_be_told(learned)
+    share = None if suggested else share_to_correct_to(run, config, learned)
+    if not suggested and share is None:
         return answers
-    asked = query_table(rows, scores)
-    found = load_stacker(run.verified(PRESENCE, made_by=STACK)).predict(asked, threads=config.cores)
-    presence, trained = pd.Series(found, index=asked["query"]), float(learned["landmark_id"].notna().mean())
-    if config.stack.transductive:
+    teller = load_stacker(run.verified(PRESENCE, made_by=STACK))
+    presence = tell_presence(teller, query_table(rows, scores), threads=config.cores)
+    trained = float(learned["landmark_id"].notna().mean())
+    if share is None:
         answers, share = correct_to_test(answers, presence, trained=trained)
         progress.say(f"transductive: {share:.1%} of the test photos seem to show a known landmark")
-    elif share:
-        answers = correct_answers(answers, presence, trained=trained, wanted=share)
-        progress.say(f"confidences are corrected to {share:.0%} of photos with a known landmark")
-    return answers
+        return answers
+    progress.say(f"confidences are corrected to {share:.0%} of photos with a known landmark")
+    return correct_answers(answers, presence, trained=trained, wanted=share)

@@ -42,7 +42,7 @@ def table(rows, scores):
 
 @pytest.fixture(scope="module")
 def presence(competition, table, stack_config):
-    return cross_presence(table, competition.queries, stack_config, seed=0, threads=1)
+    return cross_presence(table, competition.queries, stack_config, seed=0, threads=1, advance=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_presence_is_told_better_than_by_any_single_feature_and_about_as_well_as
 def test_presence_does_not_see_its_own_folds_truth(competition, table, presence, stack_config):
     held = competition.queries["fold"] == 1
     turned = competition.queries.assign(landmark_id=competition.queries["landmark_id"].mask(held, "0003"))
-    other = cross_presence(table, turned, stack_config, seed=0, threads=1)
+    other = cross_presence(table, turned, stack_config, seed=0, threads=1, advance=lambda *_: None)
     mine = held.to_numpy()
     assert (other[mine] == presence[mine]).all()
     assert (other[~mine] != presence[~mine]).any()
@@ -126,7 +126,7 @@ def test_presence_is_alike_for_shuffled_input_and_two_threads(
     order = np.random.default_rng(1).permutation(len(rows))
     queries = competition.queries.sample(frac=1, random_state=2)
     table = query_table(rows.iloc[order], scores[order])
-    again = cross_presence(table, queries, stack_config, seed=0, threads=2)
+    again = cross_presence(table, queries, stack_config, seed=0, threads=2, advance=lambda *_: None)
     pd.testing.assert_series_equal(again.reindex(presence.index), presence, check_exact=True)
     assert fit_presence(table, queries, stack_config, seed=0, threads=2) == teller
 
@@ -138,7 +138,9 @@ def test_a_query_has_the_same_presence_alone(table, teller):
 
 
 def test_a_query_without_a_candidate_shows_nothing_known(competition, table, stack_config):
-    found = cross_presence(table.iloc[1:], competition.queries, stack_config, seed=0, threads=1)
+    found = cross_presence(
+        table.iloc[1:], competition.queries, stack_config, seed=0, threads=1, advance=lambda *_: None
+    )
     first = table["query"].iloc[0]
     assert found[first] == 0
     assert (found.drop(first) > 0).all()
@@ -239,7 +241,7 @@ def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(v
     queries = pd.DataFrame(
         {"id": ids, "fold": number % 4, "landmark_id": pd.Series(["a"] * len(p)).where(shows), "group": number}
     )
-    learned = cross_presence(query_table(rows, p), queries, stack_config, seed=0, threads=1)
+    learned = cross_presence(query_table(rows, p), queries, stack_config, seed=0, threads=1, advance=lambda *_: None)
     answers = rows[["landmark_id"]].assign(id=ids, confidence=p)
     rare, even = sensitivity(answers, queries, learned, [0.03, 0.5], validation_config, seed=0)
     assert rare.difference.low > 0.02

@@ -33,7 +33,9 @@ def answers(competition, rows, scores):
 
 @pytest.fixture(scope="module")
 def presence(competition, rows, scores, stack_config):
-    return cross_presence(query_table(rows, scores), competition.queries, stack_config, seed=0, threads=1)
+    return cross_presence(
+        query_table(rows, scores), competition.queries, stack_config, seed=0, threads=1, advance=lambda *_: None
+    )
 
 
 def _draw_presence(rng, size, share, trained):
