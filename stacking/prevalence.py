@@ -230,6 +230,7 @@ def correct_answers(
 
 def sensitivity(
     answers: pd.DataFrame,
+    calibrated: pd.DataFrame,
     queries: pd.DataFrame,
     presence: pd.Series[float],
     prevalences: Sequence[float],
@@ -240,7 +241,8 @@ def sensitivity(
     """The GAP at each of some shares of landmark photos, without and with the correction to that share.
 
     Args:
-        answers: `engine.core.tables.ANSWERS`, out of fold, calibrated.
+        answers: `engine.core.tables.ANSWERS`, out of fold, as the stack ranks them: what stays without a correction.
+        calibrated: the same with probabilities that they are right: what is corrected.
         queries: id, landmark_id (null: no landmark that the query's models know).
         presence: of `cross_presence`.
         prevalences: the shares, e.g. `SHARES`; the queries are weighted to stand for each.
@@ -255,7 +257,7 @@ def sensitivity(
     for share in prevalences:
         weights = prevalence_weights(shows, share)
         plain = align(answers, queries, weights=weights)
-        changed = correct_answers(answers, presence, trained=float(shows.mean()), wanted=share)
+        changed = correct_answers(calibrated, presence, trained=float(shows.mean()), wanted=share)
         corrected = align(changed, queries, weights=weights)
         difference = bootstrap_difference(
             corrected,

@@ -32,7 +32,8 @@ def load_calibrated(run: Run, queries: pd.DataFrame) -> pd.DataFrame:
 def share_to_correct_to(run: Run, config: EngineConfig, queries: pd.DataFrame) -> float | None:
     """The prevalence asked for, when confidences are to be corrected to it; None when they stay.
 
-    Left to itself (`stack.correct = "auto"`) the correction has to win out of fold by a standard error.
+    Left to itself (`stack.correct = "auto"`) the correction has to win out of fold by a standard error, over the stack's
+    own ranking: calibrated across folds, which the correction needs, is no longer that ranking.
 
     Args:
         run: with the stack's answers out of fold.
@@ -47,7 +48,8 @@ def share_to_correct_to(run: Run, config: EngineConfig, queries: pd.DataFrame) -
     if config.stack.correct == "always":
         return wanted
     validation = config.validation.model_copy(update={"confidence_level": 0.68})  # a standard error to either side
-    given = load_calibrated(run, queries), queries, load_presence(run), [wanted]
+    plain = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
+    given = plain, load_calibrated(run, queries), queries, load_presence(run), [wanted]
     [found] = sensitivity(*given, validation, seed=config.seed)
     return wanted if found.difference.low > 0 else None
 

@@ -114,7 +114,7 @@ def _look_closer(
     queries, validation, seed = evidence.queries, config.validation, config.seed
     [own] = [entry for entry in entries if entry.kind == "stack"]
     calibrated = load_calibrated(run, queries)
-    plain = Entry("stack", "stack", calibrated, own.fit_seconds)
+    plain = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
     weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), validation.prevalence)
     costly = find_costs(own.answers, queries, evidence.candidates, weights=weights)
     gate = measure_gate(evidence.features, queries)
@@ -130,10 +130,10 @@ def _look_closer(
     }
     if can_be_told(queries):
         presence = load_presence(run)
-        curve = sensitivity(calibrated, queries, presence, SHARES, validation, seed=seed)
+        curve = sensitivity(plain, calibrated, queries, presence, SHARES, validation, seed=seed)
         told = enter_transductive(calibrated, queries, presence, evidence.sizes, validation)
         found["prevalence"] = [asdict(each) for each in curve]
-        found["transductive"] = rank_entries([plain, *told], queries, validation, seed=seed)
+        found["transductive"] = rank_entries([Entry("stack", "stack", plain, own.fit_seconds), *told], queries, validation, seed=seed)
     return found
 
 

@@ -225,12 +225,23 @@ def test_the_curve_has_a_point_for_each_share_and_none_is_won_at_the_folds_own(
 ):
     trained = float(competition.queries["landmark_id"].notna().mean())
     shares = [0.03, 0.3, trained, 0.8]
-    curve = sensitivity(answers, competition.queries, presence, shares, validation_config, seed=0)
+    curve = sensitivity(answers, answers, competition.queries, presence, shares, validation_config, seed=0)
     assert [point.prevalence for point in curve] == shares
     rare, _, same, _ = curve
     assert rare.difference.estimate == rare.corrected - rare.plain != 0
     assert (same.corrected, same.difference.low, same.difference.high) == (same.plain, 0, 0)
     assert [point.plain for point in curve] == sorted(point.plain for point in curve)  # landmarks are easier to find
+
+
+def test_the_curve_compares_with_the_ranking_that_stays_without_a_correction(
+    competition, answers, presence, validation_config
+):
+    coarse = answers.assign(confidence=answers["confidence"].round(1))  # a calibration may cost some of the ranking
+    queries = competition.queries
+    trained = float(queries["landmark_id"].notna().mean())
+    [point] = sensitivity(answers, coarse, queries, presence, [trained], validation_config, seed=0)
+    assert point.plain == pytest.approx(score_answers(answers, queries))
+    assert point.corrected == pytest.approx(score_answers(coarse, queries)) != pytest.approx(point.plain)
 
 
 def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(validation_config, stack_config):
@@ -243,15 +254,15 @@ def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(v
     )
     learned = cross_presence(query_table(rows, p), queries, stack_config, seed=0, threads=1, advance=lambda *_: None)
     answers = rows[["landmark_id"]].assign(id=ids, confidence=p)
-    rare, even = sensitivity(answers, queries, learned, [0.03, 0.5], validation_config, seed=0)
+    rare, even = sensitivity(answers, answers, queries, learned, [0.03, 0.5], validation_config, seed=0)
     assert rare.difference.low > 0.02
     assert abs(even.difference.estimate) < 0.001
 
 
 def test_the_curve_is_alike_for_shuffled_input(competition, answers, presence, validation_config):
-    curve = sensitivity(answers, competition.queries, presence, [0.1], validation_config, seed=0)
+    curve = sensitivity(answers, answers, competition.queries, presence, [0.1], validation_config, seed=0)
     again = sensitivity(
-        answers.sample(frac=1, random_state=4), competition.queries, presence.sample(frac=1, random_state=5), [0.1],
+        answers.sample(frac=1, random_state=4), answers.sample(frac=1, random_state=6), competition.queries, presence.sample(frac=1, random_state=5), [0.1],
         validation_config, seed=0,
     )  # fmt: skip
     assert again == curve
