@@ -37,7 +37,7 @@ DataOption = Annotated[
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder that everything is made in; reused when it is there.")]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="cpu, gpu, tiny, or a TOML file. Default: the run's own, or cpu.")
+    str | None, typer.Option("--config", help="cpu, gpu, zoo, or a TOML file. Default: the run's own, or cpu.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
@@ -380,7 +380,7 @@ def check(
 
 
 @config_app.command("show", epilog="Example: engine config show cpu > mine.toml")
-def config_show(name: Annotated[str, typer.Argument(help="cpu, gpu, demo, tiny, or a TOML file.")] = "cpu") -> None:
+def config_show(name: Annotated[str, typer.Argument(help="cpu, gpu, zoo, demo, or a TOML file.")] = "cpu") -> None:
     """Print a configuration as it ships, with its comments."""
     from engine.core.config import load_config, resolve_toml
 

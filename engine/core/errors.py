@@ -103,4 +103,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return "known: " + ", ".join(names[:SHOWN])
+    more = [f"… and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return "known: " + ", ".join(names[:SHOWN] + more)
