@@ -7,8 +7,8 @@ sample, which a second stage learns from.
 | method    | what it is                                                                                        |
 |-----------|---------------------------------------------------------------------------------------------------|
 | linear    | a linear model of the query softmax with an outcome "none", `stacking.objectives.fit_linear`      |
-| log-loss  | trees that start from the linear margin and lower each row's log-loss                             |
-| softmax   | trees from there that lower the query softmax                                                     |
+| softmax   | trees that start from the linear margin and lower the query softmax too                           |
+| log-loss  | trees from there that lower each row's log-loss                                                   |
 | hybrid    | trees from there that lower a mixture of query softmax and smoothed GAP                           |
 | two-stage | the mean of all of these picks, and trees with one row per query say how probable the pick is     |
 
@@ -57,11 +57,6 @@ from stacking.trees import (
 )
 
 METHODS: Final[tuple[StackMethod, ...]] = get_args(StackMethod)  # the simpler first
-KINDS: Final[tuple[tuple[StackMethod, ...], ...]] = (
-    ("linear",),
-    OBJECTIVES,
-    ("two-stage",),
-)  # equally simple within one
 Stage = Literal["linear"] | Objective
 STAGES: Final[tuple[Stage, ...]] = ("linear", *OBJECTIVES)  # of rows
 LINEAR_L2: Final = 10.0  # of 1, 10 and 30 the best on real photos, by .0002 and .0018 of GAP
@@ -129,16 +124,15 @@ def try_methods(
 
 
 def choose_trial(trials: Sequence[Trial], rows: pd.DataFrame, right: Right, *, seed: int) -> Trial:
-    """The trial of the highest GAP out of sample; one of a less simple kind has to win by a standard error.
+    """The simplest trial that no later one beats, in GAP out of sample, by a standard error of the paired difference.
 
     Args:
-        trials: of methods in the order of `METHODS`; of equally good ones the first is taken.
+        trials: of methods, in any order; a simpler one stands before another in `METHODS`.
         rows: [N] that they are about.
         right: [N].
         seed: of the resamples.
     """
-    kinds = [[trial for trial in trials if trial.stacker.method in kind] for kind in KINDS]
-    best, *others = (max(kind, key=lambda trial: trial.gap) for kind in kinds if kind)
+    best, *others = sorted(trials, key=lambda trial: METHODS.index(trial.stacker.method))
     for trial in others:
         ours, theirs = (_pick(rows, right, each.scores) for each in (trial, best))
         rng = np.random.default_rng(seed)

@@ -40,7 +40,7 @@ from stacking.objectives import (
     softmax_gradient,
 )
 
-Objective = Literal["log-loss", "softmax", "hybrid"]
+Objective = Literal["softmax", "log-loss", "hybrid"]  # the simpler first, as `StackMethod`
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 Matrix = NDArray[np.float32]
 Curve = NDArray[np.float64]

@@ -71,7 +71,7 @@ class GateConfig(Section):
 CalibrationMethod = Literal["none", "temperature", "platt", "beta", "isotonic", "venn-abers"]  # the simpler first
 
 
-StackMethod = Literal["linear", "log-loss", "softmax", "hybrid", "two-stage"]  # the simpler first
+StackMethod = Literal["linear", "softmax", "log-loss", "hybrid", "two-stage"]  # the simpler first
 
 
 class StackConfig(Section):

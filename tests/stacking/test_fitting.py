@@ -182,12 +182,11 @@ def test_the_simpler_one_wins_a_tie_and_a_clearly_better_one_wins(trials, tangle
     assert choose_trial([better, simple], tangled, right, seed=0) is better
 
 
-def test_of_two_methods_that_are_as_simple_the_better_one_is_taken(trials, tangled, right):
-    """However little it is better by: all of them are trees from the line."""
-    one = replace(trials[1], gap=0.8)
-    other = replace(trials[2], gap=0.8001)
-    assert choose_trial([one, other], tangled, right, seed=0) is other
-    assert choose_trial([replace(one, gap=0.8001), other], tangled, right, seed=0).stacker.method == "log-loss"
+def test_trees_on_the_loss_of_the_line_are_simpler_than_trees_on_another(trials, tangled, right):
+    found = _by_method(trials)
+    tie = [replace(found[method], scores=found["softmax"].scores) for method in ("hybrid", "log-loss", "softmax")]
+    assert choose_trial(tie, tangled, right, seed=0).stacker.method == "softmax"
+    assert choose_trial(tie[:2], tangled, right, seed=0).stacker.method == "log-loss"
 
 
 def test_a_gain_within_a_standard_error_is_a_tie(trials, tangled, right, starts):
