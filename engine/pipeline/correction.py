@@ -32,8 +32,8 @@ def load_calibrated(run: Run, queries: pd.DataFrame) -> pd.DataFrame:
 def share_to_correct_to(run: Run, config: EngineConfig, queries: pd.DataFrame) -> float | None:
     """The prevalence asked for, when confidences are to be corrected to it; None when they stay.
 
-    Left to itself (`stack.correct = "auto"`) the correction has to win out of fold by a standard error, over the stack's
-    own ranking: calibrated across folds, which the correction needs, is no longer that ranking.
+    Left to itself (`stack.correct = "auto"`) the correction has to win out of fold by a standard error over the stack's
+    own ranking, which calibration across folds, that the correction needs, does not quite keep.
 
     Args:
         run: with the stack's answers out of fold.

@@ -131,9 +131,12 @@ def _look_closer(
     if can_be_told(queries):
         presence = load_presence(run)
         curve = sensitivity(plain, calibrated, queries, presence, SHARES, validation, seed=seed)
-        told = enter_transductive(calibrated, queries, presence, evidence.sizes, validation)
+        told = [
+            Entry("stack", "stack", plain, own.fit_seconds),
+            *enter_transductive(calibrated, queries, presence, evidence.sizes, validation),
+        ]
         found["prevalence"] = [asdict(each) for each in curve]
-        found["transductive"] = rank_entries([Entry("stack", "stack", plain, own.fit_seconds), *told], queries, validation, seed=seed)
+        found["transductive"] = rank_entries(told, queries, validation, seed=seed)
     return found
 
 

@@ -261,8 +261,6 @@ def test_the_curve_shows_that_a_learned_presence_wins_where_landmarks_are_rare(v
 
 def test_the_curve_is_alike_for_shuffled_input(competition, answers, presence, validation_config):
     curve = sensitivity(answers, answers, competition.queries, presence, [0.1], validation_config, seed=0)
-    again = sensitivity(
-        answers.sample(frac=1, random_state=4), answers.sample(frac=1, random_state=6), competition.queries, presence.sample(frac=1, random_state=5), [0.1],
-        validation_config, seed=0,
-    )  # fmt: skip
+    shuffled = (answers.sample(frac=1, random_state=4), answers.sample(frac=1, random_state=6), competition.queries)
+    again = sensitivity(*shuffled, presence.sample(frac=1, random_state=5), [0.1], validation_config, seed=0)
     assert again == curve
