@@ -16,9 +16,10 @@ check: lint types test
 test *words:
     python -m pytest "$@"
 
-# cross-validated GAP with its interval; with no data folder, on the demo's data
-cv data="" run="":
-    engine cv{{ if data == "" { "" } else { " --data " + quote(data) } }}{{ if run == "" { "" } else { " --run " + quote(run) } }}
+# cross-validated GAP with its interval, on the demo's data when no folder is given; more words go to engine cv
+[positional-arguments]
+cv data="" run="" *words:
+    shift 2; engine cv "$@"{{ if data == "" { "" } else { " --data " + quote(data) } }}{{ if run == "" { "" } else { " --run " + quote(run) } }}
 
 # run every benchmark
 bench:

@@ -88,6 +88,25 @@ def _calibration_notes(board: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _choice(board: Mapping[str, Any]) -> Table:
+    found = board["choice"]
+    inner, outer = found["inner"], found["outer"]
+    rows = [(", ".join(found["methods"]), f"{inner:.4f}", f"{outer:.4f}", f"{outer - inner:+.4f}")]
+    columns = ("chosen in each fold", "GAP where it was chosen", "in the fold never seen", "difference")
+    return (
+        "By how much the choice of a method flatters itself, over photos whose landmark is a candidate",
+        columns,
+        rows,
+    )
+
+
+def _gate(board: Mapping[str, Any]) -> Table:
+    found = board["gate"]
+    columns = ("any landmark, ROC AUC", "known landmark, ROC AUC", "expected calibration error", "Brier score")
+    cells = () if found is None else (_gap(found[name]) for name in ("landmark", "known", "ece", "brier"))
+    return "How well the gate tells photos apart, out of fold", columns, [tuple(cells)] if found else []
+
+
 def _costs(board: Mapping[str, Any]) -> Table:
     rows = [
         (row["id"], row["kind"], row["answer"] or "", row["truth"] or "", f"{row['confidence']:.4f}",
@@ -167,6 +186,8 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], Table]] = {
     "sizes": _sizes,
     "oracles": _oracles,
     "calibration": _calibration,
+    "choice": _choice,
+    "gate": _gate,
     "costs": _costs,
     "prevalence": _prevalence,
     "blanking": _blanking,

@@ -42,12 +42,21 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 ]
+ZooSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting, or train.lr and such in these members; may be repeated."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 ForceOption = Annotated[
     bool, typer.Option("--force-new", help="Train anew what was made from other settings, instead of refusing.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MembersOption = Annotated[str, typer.Option("--members", metavar="A,B", help="Only these members.")]
+TrainedOption = Annotated[
+    str, typer.Option("--members", metavar="A,B", help="Only these members; a recipe that ships becomes one.")
+]
 FoldsOption = Annotated[str, typer.Option("--folds", metavar="0,2", help="Only these folds, counted from 0.")]
 PrevalenceOption = Annotated[
     float | None,
@@ -77,13 +86,16 @@ def train_zoo(
     run: RunOption,
     data: DataOption = None,
     config: ConfigOption = None,
-    settings: SetOption = None,
+    settings: ZooSetOption = None,
     device: DeviceOption = None,
-    members: MembersOption = "",
+    members: TrainedOption = "",
     folds: FoldsOption = "",
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast/--keep-going", help="End at the first member that fails, or train the others.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with interrupted trainings, or begin those anew.")
+    ] = True,
     force_new: ForceOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train nothing: measure a few steps, print what is left and its time.")
@@ -97,7 +109,7 @@ def train_zoo(
     progress = ConsoleProgress()
     request = _request(
         run, data, config, settings, device,
-        force_new=force_new, members=members, folds=folds, fail_fast=fail_fast,
+        force_new=force_new, members=members, folds=folds, fail_fast=fail_fast, resume=resume,
     )  # fmt: skip
     if dry_run:
         from engine.show import show_plans
@@ -170,7 +182,7 @@ def stack(
     """Merge the members' candidates into one calibrated answer per query."""
     from engine import pipeline
     from engine.boards import show_leaderboard
-    from engine.console import ConsoleProgress
+    from engine.console import ConsoleProgress, print_json
 
     progress = ConsoleProgress()
     settings = [*(settings or []), *(["stack.transductive=true"] if transductive else [])]
@@ -178,6 +190,8 @@ def stack(
     pipeline.stack(request, progress, cross_validate=oof)
     if oof:
         show_leaderboard(pipeline.read_leaderboard(run), as_json=as_json)
+    elif as_json:
+        print_json(pipeline.describe_stack(run))
     progress.say(_next("submit", "--run", run))
 
 
@@ -198,8 +212,8 @@ def leaderboard(
         typer.Option(
             "--table",
             metavar="NAME",
-            help="Another table: pairs, sizes, oracles, calibration, costs, prevalence, blanking, transductive; "
-            "or, after minutes when first asked for: worth, importance, checks.",
+            help="Another table: pairs, choice, gate, sizes, oracles, calibration, costs, prevalence, blanking, "
+            "transductive; or, after minutes when first asked for: worth, importance, checks.",
         ),
     ] = "",
     device: DeviceOption = None,
@@ -458,6 +472,7 @@ def _request(
     members: str = "",
     folds: str = "",
     fail_fast: bool = False,
+    resume: bool = True,
 ) -> Any:
     from engine.core.config import parse_settings
     from engine.pipeline import RunRequest
@@ -468,7 +483,7 @@ def _request(
     if prevalence is not None:
         changes["validation.prevalence"] = prevalence
     chosen = (_listed(members), _numbers(folds, "--folds"))
-    return RunRequest(run, data, config, changes, force_new, *chosen, fail_fast)
+    return RunRequest(run, data, config, changes, force_new, *chosen, fail_fast, resume)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from engine.core.config import ValidationConfig
 from engine.core.gap import Difference, bootstrap_difference, score_queries
 from stacking.baselines import Fit, Predict, fit_logistic
+from stacking.calibration import measure_reliability
 from stacking.features import GATE, P_LANDMARK
 from stacking.scoring import score_fit
 
@@ -58,15 +59,20 @@ class Addition:
 
 @dataclass(frozen=True)
 class GateQuality:
-    """How well the gate tells photos apart, as areas under the ROC curve, 0..1, .5 being chance.
+    """How well the gate tells photos apart, and whether its probabilities can be taken at their word.
 
     Attributes:
-        landmark: photos that show a landmark, known or unseen, against those that show none.
-        known: photos that show a landmark that their models know against all others.
+        landmark: area under the ROC curve, 0..1, .5 being chance, of photos that show a landmark, known or unseen,
+            against those that show none.
+        known: likewise of photos that show a landmark that their models know against all others.
+        ece: expected calibration error of its probability that a photo shows a landmark, 0..1.
+        brier: Brier score of the same, 0..1.
     """
 
     landmark: float | None  # None where all photos are of one kind
     known: float | None
+    ece: float
+    brier: float
 
 
 def leave_out(
@@ -178,7 +184,8 @@ def measure_gate(query_features: pd.DataFrame, queries: pd.DataFrame) -> GateQua
     asked = queries.merge(said, left_on="id", right_on="query")
     known, probability = asked["landmark_id"].notna().to_numpy(), asked["p_landmark"].to_numpy(dtype=np.float64)
     shown = known | asked["unseen"].to_numpy(dtype=np.bool_)
-    return GateQuality(_area(shown, probability), _area(known, probability))
+    reliability = measure_reliability(probability, shown)
+    return GateQuality(_area(shown, probability), _area(known, probability), reliability.ece, reliability.brier)
 
 
 def _area(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:

@@ -60,7 +60,10 @@ class Calibration:
         """The probability that an answer of some confidence is right: [N] -> [N], 0..1."""
         if self.method == "none":
             return confidence
-        smooth: Values = expit(_terms(self.method, confidence) @ np.array(self.slopes) + self.bias)
+        margin = np.full(len(confidence), self.bias)
+        for slope, term in zip(self.slopes, _terms(self.method, confidence).T, strict=True):
+            margin += slope * term  # a BLAS product's last digit depends on how many others are asked
+        smooth: Values = expit(margin)
         if not self.knots:
             return smooth
         places, *heights = np.array(self.knots).T

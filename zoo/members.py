@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,14 @@ SCORES_VERSION = 2  # of what trained weights say; raised when a change of code 
 NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
 
 
-def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> None:
+def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = (), *, resume: bool = True) -> None:
     """Bring a member to its merged scores; whatever is finished and fresh is not done again.
 
     Args:
         context: where and how.
         recipe: the member.
         folds: only these, and merged scores once all others are there and fresh too; empty for all.
+        resume: go on with trainings that were interrupted, or begin those anew.
 
     Raises:
         ChangedSettingsError: when finished work was made from other settings and `force_new` is not set.
@@ -73,6 +75,8 @@ def run_member(context: Context, recipe: Recipe, folds: Sequence[int] = ()) -> N
     """
     member = Member(context, recipe)
     for fold in folds or range(context.photos.fold_count):
+        if not resume:
+            clear_checkpoints(member.state(fold))
         member.train_fold(fold)
         member.score_fold(fold, PARTS)
     if not folds or all(member.is_finished(fold) for fold in range(context.photos.fold_count)):
@@ -175,7 +179,11 @@ class Member:
         write_bytes(context.run.path(name), save(state))
         facts = {"seconds": round(time.monotonic() - began, 2), "landmarks": len(self.lesson(fold).landmarks)}
         context.run.record(name, kind="weights", version=WEIGHTS_VERSION, inputs=inputs, facts=facts)
-        clear_checkpoints(context.run.path(f"{self.folder}/fold{fold}/state"))
+        clear_checkpoints(self.state(fold))
+
+    def state(self, fold: int) -> Path:
+        """The folder of an unfinished training."""
+        return self.context.run.path(f"{self.folder}/fold{fold}/state")
 
     def _make_context(self) -> Callable[..., Context]:
         """A context like this one but for (accelerator, progress, stop), as another process needs it."""

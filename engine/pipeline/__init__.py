@@ -4,7 +4,7 @@ Each stage reads what the run holds, verified by its hash, and writes what the n
 inside the stages, so that a command loads only what it uses.
 """
 
-from engine.pipeline.answering import stack
+from engine.pipeline.answering import describe_stack, stack
 from engine.pipeline.demo import demo_inputs, demo_solution
 from engine.pipeline.leaderboard import read_leaderboard, study
 from engine.pipeline.photos import check_data
@@ -27,6 +27,7 @@ __all__ = [
     "demo_inputs",
     "demo_solution",
     "describe_recipes",
+    "describe_stack",
     "few_shot",
     "measure_views",
     "plan_zoo",

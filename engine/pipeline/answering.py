@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,18 @@ def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> N
         _answer_test_set(run, config, evidence.queries, progress)
         if cross_validate:
             make_leaderboard(run, config, evidence, progress)
+
+
+def describe_stack(run_folder: Path) -> dict[str, Any]:
+    """What a run's stack is: method, GAP out of sample over queries with a right candidate, rows, calibration.
+
+    Raises:
+        ArtifactError: when there is none yet.
+    """
+    run = Run(run_folder)
+    calibration = read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"]["method"]
+    run.verified(STACKER, made_by=STACK)
+    return {**run.entry(STACKER).facts, "calibration": calibration}
 
 
 def _fitted_from(config: EngineConfig, evidence: Evidence) -> dict[str, Any]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stacking.leaderboard import Comparison
 
 WEIGHTS = "weights.safetensors"
-COMPARED: tuple[Kind, ...] = ("member", "baseline")  # what the stack has to beat; the rest stands in the table pairs
+COMPARED: tuple[Kind, ...] = ("member", "baseline", "method")  # the best of each; the rest stands in the table pairs
 COSTLIEST = 50  # queries that the leaderboard keeps: a few screens
 REPEATS = 5  # permutations of each group of features
 
@@ -169,7 +169,10 @@ def _describe_choice(facts: Mapping[str, Any], more: Mapping[str, Any]) -> list[
     notes = [f"{chosen}choice never saw {outer:.4f} ({outer - inner:+.4f}), over photos whose landmark is a candidate"]
     gate = more["gate"]
     if gate is not None and gate["landmark"] is not None:
-        notes.append(f"gate: area under its ROC curve {gate['landmark']:.4f} for photos that show any landmark")
+        notes.append(
+            f"gate: area under its ROC curve {gate['landmark']:.4f} for photos that show any landmark, "
+            f"expected calibration error {gate['ece']:.4f}"
+        )
     return notes
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from engine.core.config import EngineConfig, apply_settings, load_config, parse_section, read_toml
+from engine.core.config import (
+    EngineConfig,
+    MemberConfig,
+    apply_settings,
+    load_config,
+    named_toml_files,
+    parse_section,
+    read_toml,
+)
 from engine.core.errors import ConfigError, did_you_mean
 from engine.core.runs import Run
 from engine.core.storage import write_text
@@ -34,6 +42,7 @@ class RunRequest:
         members: train only these; empty for all.
         folds: train only these, counted from 0; empty for all.
         fail_fast: end at the first member that fails.
+        resume: go on with trainings that were interrupted, or begin those anew.
     """
 
     run: Path
@@ -44,6 +53,7 @@ class RunRequest:
     members: tuple[str, ...] = ()
     folds: tuple[int, ...] = ()
     fail_fast: bool = False
+    resume: bool = True
 
     @property
     def is_partial(self) -> bool:
@@ -58,6 +68,33 @@ def resolve_config(run: Run, request: RunRequest) -> EngineConfig:
         values = apply_settings(read_toml(saved), request.settings or {})
         return parse_section(EngineConfig, values, source=str(saved))
     return load_config(request.config or DEFAULT_CONFIG, request.settings)
+
+
+def resolve_zoo(run: Run, request: RunRequest) -> EngineConfig:
+    """The configuration to train by: members asked for may be recipes that ship, and settings may be those of recipes.
+
+    A recipe that ships and is no member yet becomes one. Keys of a recipe, such as train.lr, are set in the members asked
+    for, in all of them when none is named.
+
+    Raises:
+        ConfigError: for an unknown name or key, with the nearest ones.
+    """
+    from zoo.recipe import Recipe, member_recipe
+
+    of_recipes: dict[str, Any] = {}
+    of_run: dict[str, Any] = {}
+    for key, value in (request.settings or {}).items():
+        of_recipe = key.partition(".")[0] in Recipe.model_fields and key not in ("name", "summary")
+        (of_recipes if of_recipe else of_run)[key] = value
+    config = resolve_config(run, replace(request, settings=of_run))
+    named = [(member_recipe(member).name, member) for member in config.members]
+    known, ships = [name for name, _ in named], named_toml_files("zoo.recipes")
+    named += [(name, MemberConfig(recipe=name)) for name in request.members if name not in known and name in ships]
+    asked = request.members or known
+    members = (
+        member.model_copy(update={"set": member.set | of_recipes}) if name in asked else member for name, member in named
+    )
+    return config.model_copy(update={"members": tuple(members)})
 
 
 def save_config(run: Run, config: EngineConfig) -> None:
@@ -85,8 +122,8 @@ def member_recipes(config: EngineConfig) -> list[Recipe]:
     return recipes
 
 
-def chosen(recipes: list[Recipe], members: Sequence[str]) -> list[Recipe]:
-    """The recipes of the named members, all of them when none is named.
+def chosen(recipes: list[Recipe], members: Sequence[str], ships: Iterable[str] = ()) -> list[Recipe]:
+    """The recipes of the named members, all of them when none is named; `ships` are other names that would do.
 
     Raises:
         ConfigError: for an unknown name, with the nearest ones.
@@ -94,7 +131,7 @@ def chosen(recipes: list[Recipe], members: Sequence[str]) -> list[Recipe]:
     names = [recipe.name for recipe in recipes]
     for name in members:
         if name not in names:
-            raise ConfigError(f"--members: no member is called '{name}' — {did_you_mean(name, names)}")
+            raise ConfigError(f"--members: no member is called '{name}' — {did_you_mean(name, [*names, *ships])}")
     return [recipe for recipe in recipes if not members or recipe.name in members]
 
 

@@ -26,6 +26,7 @@ from engine.pipeline.request import (
     find_data,
     member_recipes,
     resolve_config,
+    resolve_zoo,
     save_config,
 )
 
@@ -81,8 +82,8 @@ def plan_zoo(request: RunRequest, progress: Progress) -> list[Plan]:
 
 def _settle(run: Run, request: RunRequest) -> tuple[EngineConfig, list[Recipe], Path]:
     """Configuration, members and data, before any photo is read: typing errors are cheap."""
-    config = resolve_config(run, request)
-    recipes = chosen(member_recipes(config), request.members)
+    config = resolve_zoo(run, request)
+    recipes = chosen(member_recipes(config), request.members, named_toml_files("zoo.recipes"))
     from zoo.logs import check_logs
 
     check_logs(config.logs)
@@ -107,7 +108,7 @@ def _train_members(
     failures: dict[str, EngineError] = {}
     for recipe in recipes:
         try:
-            run_member(context, recipe, request.folds)
+            run_member(context, recipe, request.folds, resume=request.resume)
         except ChangedSettingsError:
             raise  # not a failure of the member: the user has to choose
         except EngineError as error:

@@ -677,9 +677,33 @@ def test_some_members_and_folds_may_be_trained_first(competition, tmp_path, here
     assert not (tmp_path / "run/zoo/tiny-frozen").exists()
 
 
+def test_a_recipe_that_ships_becomes_a_member_with_settings_of_its_own(competition, tmp_path, here):
+    words = ("train-zoo", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"))
+    changes = ("backbone.name=test_resnet", "input.size=32", "train.epochs=1", "train.lr=3e-4", "folds.count=2")
+    said = here(*words, "--members", "resnet18-scratch", *(word for change in changes for word in ("--set", change)))
+    assert said.code == 0, said.err
+    config = load_config(str(tmp_path / "run/config.toml"))
+    assert config.folds.count == 2
+    *others, added = config.members
+    assert (added.recipe, added.set["train.lr"], added.set["input.size"]) == ("resnet18-scratch", 3e-4, 32)
+    assert others == list(load_config("tiny").members)  # who were not asked for
+    assert (tmp_path / "run/scores/resnet18-scratch.oof.parquet").exists()
+
+
+def test_a_setting_of_recipes_goes_to_every_member_and_only_in_training(run, here):
+    said = here("train-zoo", "--run", run, "--set", "train.lrr=1")
+    assert said.code == 2
+    assert "did you mean 'lr'" in said.err
+    assert "unknown key 'train'" in here("stack", "--run", run, "--set", "train.lr=1").err
+    said = here("train-zoo", "--run", run, "--set", "train.lr=0.001")
+    assert said.code == 4  # finished work of another setting is refused, with the difference
+    assert "train.lr" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--members", "resnet50-hadamad"], "no member is called 'resnet50-hadamad' — did you mean 'resnet50-hadamard'"),
         (["--members", "tiny-scrach"], "no member is called 'tiny-scrach' — did you mean 'tiny-scratch'"),
         (["--folds", "0,7"], "there is no fold 7"),
         (["--folds", "one"], "wanted numbers"),

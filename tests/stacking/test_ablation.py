@@ -8,6 +8,7 @@ import pytest
 
 from engine.core.gap import score_queries
 from stacking.ablation import add_members, drop_gate, fit_cheaply, leave_out, measure_gate
+from stacking.calibration import measure_reliability
 from stacking.scoring import score_fit
 
 MEMBERS = ("large", "nearest", "small")
@@ -91,6 +92,8 @@ def test_the_gates_area_is_the_share_of_pairs_in_order(competition):
         pairs = probability[positive][:, None] - probability[~positive]
         assert area == pytest.approx(np.mean(pairs > 0) + np.mean(pairs == 0) / 2)
     assert found.landmark > found.known > 0.5  # a landmark that nobody knows looks like a landmark
+    assert found.brier == pytest.approx(np.mean((probability - shown) ** 2))
+    assert found.ece == measure_reliability(probability, shown).ece
 
 
 def test_without_a_gate_or_with_photos_of_one_kind_nothing_is_said_of_it(competition):

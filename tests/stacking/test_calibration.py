@@ -56,6 +56,14 @@ def test_the_order_stays_and_so_does_the_gap(method, overconfident):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_answer_is_worth_the_same_whatever_it_is_asked_together_with(method, overconfident):
+    p, right, _ = overconfident
+    calibration = fit_calibration(method, p, right)
+    alone = np.concatenate([calibration.apply(p[number : number + 1]) for number in range(500)])
+    assert calibration.apply(p)[:500].tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_it_is_defined_at_the_ends(method, overconfident):
     ends = fit_calibration(method, *overconfident[:2]).apply(np.array([0.0, 1e-300, 0.5, 1.0]))
     assert np.isfinite(ends).all()
