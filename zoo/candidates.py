@@ -103,6 +103,18 @@ def _look(views: Sequence[Tensor], head: LandmarkHead) -> tuple[Tensor, Tensor, 
     return embedding, head.compare(embedding), logits
 
 
+def by_mean_embedding(head: LandmarkHead, refine: Refine | None = None) -> Refine:
+    """For `predict`: the logits of the views' mean embedding instead of their mean logits, before what else refines."""
+
+    def answer(rows: Rows, embedding: Tensor, compared: Tensor, logits: Tensor) -> tuple[Tensor, Tell]:
+        logits = head.answer(compared).float()
+        if refine is None:
+            return logits, partial(head.evidence, compared)
+        return refine(rows, embedding, compared, logits)
+
+    return answer
+
+
 @torch.inference_mode()
 def embed(model: Network, source: Source, rows: Rows, *, accelerator: Accelerator, mixed: bool) -> Tensor:
     """Embeddings of some photos, float32 [N, D], averaged over the source's views; arguments as in `predict`."""

@@ -32,7 +32,7 @@ from engine.core.gap import score_answers
 from engine.core.runs import TRAIN_ZOO
 from engine.core.storage import sha256_json, write_bytes
 from engine.core.tables import CANDIDATES, QUERY_FEATURES, read_table
-from zoo.candidates import Predictions, Refine, candidate_table, embed, feature_table, predict
+from zoo.candidates import Predictions, Refine, by_mean_embedding, candidate_table, embed, feature_table, predict
 from zoo.checkpoints import clear_checkpoints
 from zoo.context import Context
 from zoo.delf_photos import Describer, describe_own
@@ -279,6 +279,8 @@ class Member:
 
     def predict(self, model: Network, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None) -> Predictions:
         """The best landmarks of some photos by a fold's model, in the recipe's views."""
+        if self.recipe.input.merge == "embeddings":
+            refine = by_mean_embedding(model.head, refine)
         return predict(
             model, self.source, rows,
             landmarks=len(self.lesson(fold).landmarks), keep=keep,

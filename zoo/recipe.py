@@ -67,8 +67,9 @@ class InputConfig(Section):
 
     size: int = Field(224, ge=16, le=2048)  # pixels, square
     fit: Literal["stretch", "crop"] = "stretch"  # stretch keeps the whole photo, crop keeps its aspect ratio
-    # test-time views, merged on logits: plain, flip, five-crop, ten-crop, scales, or single ones of zoo.views
+    # test-time views: plain, flip, five-crop, ten-crop, scales, or single ones of zoo.views
     views: tuple[str, ...] = Field(("plain", "flip"), min_length=1)
+    merge: Literal["embeddings"] | None = None  # what is averaged over the views; None: their logits
 
     @field_validator("views")
     @classmethod

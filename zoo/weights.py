@@ -25,6 +25,7 @@ from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from engine.core.errors import ArtifactError, ConfigError, ResourceError, did_you_mean
@@ -73,7 +74,11 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
         names = [*timm.list_models(), *timm.list_pretrained()]
         raise ConfigError(f"backbone '{config.name}': {did_you_mean(config.name, names)}")
     network = _SOURCES[config.weights](config)
-    return network if config.stage is None else _cut_after(network, config.stage)
+    if config.stage is not None:
+        return _cut_after(network, config.stage)
+    if isinstance(network, VGG):
+        network.pre_logits = nn.Identity()  # two dense layers that make one cell of the map, which pooling is for
+    return network
 
 
 class _Staged(Protocol):
@@ -213,7 +218,7 @@ def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
     missing = sorted(wanted.keys() - kept.keys())
     unknown = sorted(kept.keys() - wanted.keys())
-    shapes = [n for n in wanted.keys() & kept.keys() if wanted[n].shape != kept[n].shape]
+    shapes = sorted(n for n in wanted.keys() & kept.keys() if wanted[n].shape != kept[n].shape)
     if missing or unknown or shapes:
         raise ArtifactError(
             f"{source}: does not fit the network: {len(missing)} tensors missing {missing[:3]}, "

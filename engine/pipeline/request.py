@@ -73,8 +73,8 @@ def resolve_config(run: Run, request: RunRequest) -> EngineConfig:
 def resolve_zoo(run: Run, request: RunRequest) -> EngineConfig:
     """The configuration to train by: members asked for may be recipes that ship, and settings may be those of recipes.
 
-    A recipe that ships and is no member yet becomes one. Keys of a recipe, such as train.lr, are set in the members asked
-    for, in all of them when none is named.
+    A recipe that ships and is no member yet becomes one. Keys of a recipe, such as train.lr, are set in the members
+    asked for, in all of them when none is named.
 
     Raises:
         ConfigError: for an unknown name or key, with the nearest ones.
@@ -92,7 +92,8 @@ def resolve_zoo(run: Run, request: RunRequest) -> EngineConfig:
     named += [(name, MemberConfig(recipe=name)) for name in request.members if name not in known and name in ships]
     asked = request.members or known
     members = (
-        member.model_copy(update={"set": member.set | of_recipes}) if name in asked else member for name, member in named
+        member.model_copy(update={"set": member.set | of_recipes}) if name in asked else member
+        for name, member in named
     )
     return config.model_copy(update={"members": tuple(members)})
 

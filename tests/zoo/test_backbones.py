@@ -12,9 +12,11 @@ LIGHT = {
     "resnet18": {},
     "densenet121": {},
     "inception_v3": {"input.size": 75, "train.auxiliary": "Mixed_6e", "train.epochs": 10},
+    "vgg11": {"train.lr": 5e-4, "train.epochs": 10},
+    "vgg11_bn": {},
     "mobilenetv2_100": {"train.epochs": 20, "train.lr": 1e-2},
 }
-HEAVY = {"wide_resnet50_2": {}, "vgg11_bn": {"train.lr": 5e-4}}  # a hundred million weights
+HEAVY = {"wide_resnet50_2": {}}  # seventy million weights
 STEP = {"train.epochs": 6, "train.batch_size": 8, "train.lr": 2e-3, "input.views": ["plain"]}
 
 
@@ -42,7 +44,7 @@ def test_it_beats_chance_out_of_fold(trained, photos):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", LIGHT, indirect=True)
+@pytest.mark.parametrize("trained", [*LIGHT, *HEAVY], indirect=True)
 def test_it_resumes_to_the_same_weights(trained, photos, make_context, watch, tmp_path):
     name, root = trained
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from zoo.candidates import (
     BATCH,
     FEATURES,
     Predictions,
+    by_mean_embedding,
     candidate_table,
     feature_table,
     mean_candidates,
@@ -110,6 +111,22 @@ def test_views_are_averaged_on_logits_and_rows_keep_their_order(predictions):
     np.testing.assert_allclose(found.scores, -np.sort(-dense[:, :5], axis=1)[:, :3], rtol=1e-4)
     assert np.array_equal(found.classes, np.argsort(-dense[:, :5], axis=1)[:, :3])
     assert found.features.shape == (len(dense), len(FEATURES))
+
+
+def test_views_may_be_averaged_on_embeddings():
+    torch.manual_seed(0)
+    model = Network(torch.nn.Identity(), Head(7, 6, HeadConfig(norm="l2"))).eval()
+    torch.nn.init.normal_(model.head.linear.weight)
+    both = 2 * np.random.default_rng(0).integers(-8, 9, size=(9, 2, 7)).astype(np.float16)  # their mean is exact
+    rows, common = np.arange(9), {"landmarks": 5, "keep": 3, "accelerator": make_accelerator("cpu", "fp32", 1)}
+
+    def ask(embeddings, refine=None):
+        source = EmbeddingSource(embeddings.astype(np.float16), 0, torch.device("cpu"))
+        return predict(model, source, rows, mixed=False, refine=refine, **common).scores
+
+    of_mean = ask(both.mean(axis=1, keepdims=True))
+    np.testing.assert_array_equal(ask(both, by_mean_embedding(model.head)), of_mean)
+    assert not np.allclose(ask(both), of_mean)
 
 
 def test_tables_hold_each_query_with_its_candidates_in_order(predictions, tmp_path):

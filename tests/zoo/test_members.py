@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.core.errors import ArtifactError
@@ -55,6 +56,24 @@ def recipe(request, frozen, scratch):
 
 
 # ---- the photos
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment.degrade.probability": 0.5}], ids=["plain", "degraded"])
+def test_photos_of_15_by_10_pixels_train_and_score(changes, tmp_path, photos, make_context):
+    def shrink(path):
+        small = tmp_path / "photos" / path.name
+        small.parent.mkdir(exist_ok=True)
+        Image.open(path).resize((15, 10)).save(small)
+        return small
+
+    small = dataclasses.replace(photos, paths=[shrink(path) for path in photos.paths])
+    recipe = load_recipe("tiny-scratch", changes | {"train.epochs": 12})
+    run_member(make_context(tmp_path / "run", small), recipe)
+    oof = read_table(tmp_path / "run" / f"scores/{recipe.name}.oof.parquet", CANDIDATES)
+    assert set(oof["query"]) == set(photos.ids[photos.folds >= 0])
+    best = oof[oof["rank"] == 1].set_index("query")["landmark_id"]
+    shown = np.isin(photos.landmarks, ["a", "b", "c"]) & (photos.folds >= 0)
+    assert (best.loc[photos.ids[shown]].to_numpy() == photos.landmarks[shown]).mean() > 0.5  # of five landmarks
 
 
 def test_the_photos_of_a_fold_are_those_of_the_tables(photos, catalog):

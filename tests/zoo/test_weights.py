@@ -151,6 +151,20 @@ def test_a_packages_damaged_or_malicious_file_is_refused_and_never_executed(tmp_
     assert canary.exists()
 
 
+# ---- pooling
+
+
+@pytest.mark.parametrize("pooling", ["gem", "flat", "attention"])
+@pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "vgg16", "vgg16_bn", "densenet121", "inception_v3"])
+def test_every_architecture_leaves_a_map_to_pool(name, pooling):
+    with torch.device("meta"):
+        network = build_backbone(BackboneConfig(name=name, weights="random", pooling=pooling)).eval()
+        features = network(torch.zeros(1, 3, 160, 160))
+    assert features.ndim == 4
+    assert features.shape[1] == network.num_features
+    assert min(features.shape[2:]) > 1
+
+
 # ---- stages
 
 
