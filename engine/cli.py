@@ -301,7 +301,7 @@ def cv(
         run or Path("runs/cv"), data, config, settings, device, prevalence=prevalence, force_new=force_new
     )
     pipeline.train_zoo(request, progress)
-    pipeline.stack(request, progress, cross_validate=True)
+    pipeline.stack(pipeline.RunRequest(request.run), progress, cross_validate=True)  # as it was trained
     show_leaderboard(pipeline.read_leaderboard(request.run), as_json=as_json)
     progress.say(_next("submit", "--run", request.run))
 
@@ -328,7 +328,7 @@ def demo(
     data, run, config = pipeline.demo_inputs(run, config, progress)
     request = _request(run, data, config, settings, device)
     pipeline.train_zoo(request, progress)
-    pipeline.stack(request, progress, cross_validate=True)
+    pipeline.stack(pipeline.RunRequest(request.run), progress, cross_validate=True)  # as it was trained
     path, _ = pipeline.submit(run, progress)
     score = pipeline.score(path, pipeline.demo_solution(run))
     if as_json:
