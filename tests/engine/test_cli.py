@@ -691,18 +691,8 @@ def test_a_recipe_that_ships_becomes_a_member_with_settings_of_its_own(competiti
 
 
 def test_cv_takes_settings_of_recipes_and_of_the_run(competition, tmp_path, here):
-    words = ("cv", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"))
-    said = here(
-        *words,
-        "--prevalence",
-        "0.3",
-        "--set",
-        "train.epochs=1",
-        "--set",
-        "folds.count=2",
-        "--set",
-        "stack.method=linear",
-    )
+    words = ("cv", "--config", "tiny", "--data", str(competition), "--run", str(tmp_path / "run"), "--prevalence=0.3")
+    said = here(*words, "--set=train.epochs=1", "--set=folds.count=2", "--set=stack.method=linear")
     assert said.code == 0, said.err
     assert "weighted so that 30% of them show a known landmark" in said.out
     assert all(member.set["train.epochs"] == 1 for member in load_config(str(tmp_path / "run/config.toml")).members)
