@@ -93,18 +93,15 @@ def _choice(board: Mapping[str, Any]) -> Table:
     inner, outer = found["inner"], found["outer"]
     rows = [(", ".join(found["methods"]), f"{inner:.4f}", f"{outer:.4f}", f"{outer - inner:+.4f}")]
     columns = ("chosen in each fold", "GAP where it was chosen", "in the fold never seen", "difference")
-    return (
-        "By how much the choice of a method flatters itself, over photos whose landmark is a candidate",
-        columns,
-        rows,
-    )
+    title = "By how much the choice of a method flatters itself, over photos whose landmark is a candidate"
+    return title, columns, rows
 
 
 def _gate(board: Mapping[str, Any]) -> Table:
     found = board["gate"]
     columns = ("any landmark, ROC AUC", "known landmark, ROC AUC", "expected calibration error", "Brier score")
-    cells = () if found is None else (_gap(found[name]) for name in ("landmark", "known", "ece", "brier"))
-    return "How well the gate tells photos apart, out of fold", columns, [tuple(cells)] if found else []
+    rows = [] if found is None else [tuple(_gap(found[name]) for name in ("landmark", "known", "ece", "brier"))]
+    return "How well the gate tells photos apart, out of fold", columns, rows
 
 
 def _costs(board: Mapping[str, Any]) -> Table:

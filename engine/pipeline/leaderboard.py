@@ -114,7 +114,6 @@ def _look_closer(
     queries, validation, seed = evidence.queries, config.validation, config.seed
     [own] = [entry for entry in entries if entry.kind == "stack"]
     calibrated = load_calibrated(run, queries)
-    plain = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
     weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), validation.prevalence)
     costly = find_costs(own.answers, queries, evidence.candidates, weights=weights)
     gate = measure_gate(evidence.features, queries)
@@ -129,7 +128,7 @@ def _look_closer(
         "transductive": [],
     }
     if can_be_told(queries):
-        presence = load_presence(run)
+        plain, presence = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK), load_presence(run)
         curve = sensitivity(plain, calibrated, queries, presence, SHARES, validation, seed=seed)
         told = [
             Entry("stack", "stack", plain, own.fit_seconds),

@@ -711,10 +711,7 @@ def test_a_setting_of_recipes_goes_to_every_member_and_only_in_training(run, her
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["--members", "resnet50-hadamad"],
-            "did you mean 'resnet50-hadamard'",
-        ),
+        (["--members", "resnet50-hadamad"], "did you mean 'resnet50-hadamard'"),
         (["--members", "tiny-scrach"], "no member is called 'tiny-scrach' — did you mean 'tiny-scratch'"),
         (["--folds", "0,7"], "there is no fold 7"),
         (["--folds", "one"], "wanted numbers"),

@@ -238,14 +238,15 @@ for frame in frames:
     write_submission(path, frame)
     took = time.monotonic() - begun
     whole.append(path.read_bytes())
-for _ in range(20):
+for trial in range(20):
     written, tell = os.pipe()
     writer = os.fork()
     while writer == 0:
         for frame in frames:
             write_submission(path, frame)
             os.write(tell, b"!")
-    os.read(written, 1)  # however slow the machine is, it is at work
+    for _ in range(1 + trial % 2):
+        os.read(written, 1)  # however slow the machine is, either file has been put in place
     time.sleep(random.uniform(0, 3 * took))
     os.kill(writer, signal.SIGKILL)
     os.waitpid(writer, 0)
@@ -260,7 +261,7 @@ def test_kill_while_writing_leaves_the_old_or_the_new_file_whole(tmp_path):
     command = [sys.executable, "-c", KILL_WRITERS, str(path)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
     assert len(found) == 20
-    assert set(found) <= {"0", "1"}  # of the two whole files
+    assert set(found) == {"0", "1"}  # both: so the writers did write
     assert len(read_submission(path)) == 20_000
 
 
