@@ -6,7 +6,7 @@ In: rows of `stacking.features.build_rows`. Out: a score for each row. A single 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.core.errors import ArtifactError
 from stacking.features import KEYS, P_LANDMARK, SCORE_FLOOR, feature_names
-from stacking.scales import find_bounded, straighten_all
+from stacking.scales import add_up, find_bounded, straighten_all
 
 VOTES: Final = 3  # of a member for a query; the winner of GLR 2020 let the three nearest photos of each model vote
 VOTE_SCALE: Final = 25.0  # of cosines in the softmax of a neighbours head, as its recipe in the zoo has it
@@ -124,11 +124,6 @@ def _vote_of(rows: pd.DataFrame, member: str) -> NDArray[np.float64]:
         behind = np.log(np.maximum(score, SCORE_FLOOR) / best) / VOTE_SCALE
         vote = read(f"query.{member}.trust") + read(f"query.{member}.none_cosine") + behind
     return np.where(read(f"{member}.inverse_rank") * VOTES > 1 - 1e-6, vote, np.nan)  # ranks are kept as float32
-
-
-def add_up(values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """M arrays [N] -> [N]: their sum, each row's last digit whatever other rows there are, unlike numpy's own sums."""
-    return sum(values, start=np.zeros(len(values[0])))
 
 
 def _gate(rows: pd.DataFrame) -> NDArray[np.float64]:

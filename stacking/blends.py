@@ -21,9 +21,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from engine.core.gap import gap
-from stacking.baselines import Fit, add_up, fit_logistic, list_members, list_neighbour_members
+from stacking.baselines import Fit, fit_logistic, list_members, list_neighbour_members
 from stacking.features import P_LANDMARK, SCORE_FLOOR
-from stacking.scales import LOGIT_FLOOR
+from stacking.scales import LOGIT_FLOOR, add_up
 
 NEIGHBOURS: Final = "neighbours"
 HEADS: Final = "heads"

@@ -29,6 +29,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from engine.core.config import CalibrationMethod
+from stacking.scales import add_up
 
 METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)  # the simpler first
 Values = NDArray[np.float64]
@@ -60,10 +61,8 @@ class Calibration:
         """The probability that an answer of some confidence is right: [N] -> [N], 0..1."""
         if self.method == "none":
             return confidence
-        margin = np.full(len(confidence), self.bias)
-        for slope, term in zip(self.slopes, _terms(self.method, confidence).T, strict=True):
-            margin += slope * term  # a BLAS product's last digit depends on how many others are asked
-        smooth: Values = expit(margin)
+        weighed = np.array(self.slopes)[:, None] * _terms(self.method, confidence).T
+        smooth: Values = expit(add_up(weighed) + self.bias)
         if not self.knots:
             return smooth
         places, *heights = np.array(self.knots).T

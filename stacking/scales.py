@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -36,3 +37,8 @@ def straighten_all(values: NDArray[np.floating], bounded: NDArray[np.bool_]) -> 
     """Every column of [N, F], straightened."""
     pairs = zip(values.T, bounded, strict=True)
     return np.column_stack([straighten(column, bounded=bool(within)) for column, within in pairs])
+
+
+def add_up(values: Sequence[Values] | Values) -> Values:
+    """M arrays [N] -> [N]: their sum, each row's last digit whatever other rows there are, unlike numpy's own sums."""
+    return sum(values, start=np.zeros(len(values[0])))
