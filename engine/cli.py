@@ -62,6 +62,10 @@ PrevalenceOption = Annotated[
     float | None,
     typer.Option("--prevalence", help="Share of queries with a known landmark that the GAP is to stand for, 0..1."),
 ]
+UnseenOption = Annotated[
+    float | None,
+    typer.Option("--unseen", help="Of the other queries, the share that shows a landmark never trained on, 0..1."),
+]
 
 
 def _print_version(value: bool) -> None:
@@ -170,6 +174,7 @@ def stack(
         bool, typer.Option("--oof", help="Also cross-validate: out-of-fold answers and the leaderboard.")
     ] = False,
     prevalence: PrevalenceOption = None,
+    unseen: UnseenOption = None,
     transductive: Annotated[
         bool,
         typer.Option(
@@ -186,7 +191,7 @@ def stack(
 
     progress = ConsoleProgress()
     settings = [*(settings or []), *(["stack.transductive=true"] if transductive else [])]
-    request = _request(run, None, None, settings, None, prevalence=prevalence)
+    request = _request(run, None, None, settings, None, prevalence=prevalence, unseen=unseen)
     pipeline.stack(request, progress, cross_validate=oof)
     if oof:
         show_leaderboard(pipeline.read_leaderboard(run), as_json=as_json)
@@ -284,6 +289,7 @@ def cv(
     run: Annotated[Path | None, typer.Option("--run", help="The run to use or make. Default: runs/cv-demo.")] = None,
     config: ConfigOption = None,
     prevalence: PrevalenceOption = None,
+    unseen: UnseenOption = None,
     settings: SetOption = None,
     device: DeviceOption = None,
     force_new: ForceOption = False,
@@ -298,8 +304,9 @@ def cv(
     if data is None and run is None:
         data, run, config = pipeline.demo_inputs(Path("runs/cv-demo"), config, progress)
     request = _request(
-        run or Path("runs/cv"), data, config, settings, device, prevalence=prevalence, force_new=force_new
-    )
+        run or Path("runs/cv"), data, config, settings, device,
+        prevalence=prevalence, unseen=unseen, force_new=force_new,
+    )  # fmt: skip
     pipeline.train_zoo(request, progress)
     pipeline.stack(pipeline.RunRequest(request.run), progress, cross_validate=True)  # as it was trained
     show_leaderboard(pipeline.read_leaderboard(request.run), as_json=as_json)
@@ -468,6 +475,7 @@ def _request(
     device: str | None,
     *,
     prevalence: float | None = None,
+    unseen: float | None = None,
     force_new: bool = False,
     members: str = "",
     folds: str = "",
@@ -480,8 +488,8 @@ def _request(
     changes = parse_settings(settings or [])
     if device is not None:
         changes["device"] = device
-    if prevalence is not None:
-        changes["validation.prevalence"] = prevalence
+    shares = {"validation.prevalence": prevalence, "validation.unseen": unseen}
+    changes |= {key: share for key, share in shares.items() if share is not None}
     chosen = (_listed(members), _numbers(folds, "--folds"))
     return RunRequest(run, data, config, changes, force_new, *chosen, fail_fast, resume)
 

@@ -44,7 +44,7 @@ def find_costs(
         queries: id, landmark_id (null: no landmark that the query's models know).
         candidates: query and landmark_id of all that was listed: `engine.core.tables.CANDIDATES`, or the stacker's rows
             for what it was shown of them.
-        weights: [Q] in the queries' order, of few distinct values, as `engine.core.gap.prevalence_weights` gives them.
+        weights: [Q] in the queries' order, of few distinct values, as `stacking.scoring.weigh_queries` gives them.
 
     Returns:
         id, kind, answer (null: none), truth (null: none), confidence, cost (of GAP, above 0), the highest cost first;

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from engine.core.config import StackConfig, ValidationConfig
 from engine.core.errors import DataError
-from engine.core.gap import Difference, align, bootstrap_difference, prevalence_weights, score_queries
+from engine.core.gap import Difference, bootstrap_difference, score_queries
 from engine.core.progress import Advance
 from stacking.features import KEYS, feature_names
 from stacking.fitting import try_methods
+from stacking.scoring import lay_answers
 from stacking.stacker import Stacker
 
 SHARES: Final = (0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # from few, as in the challenge's test sets, to most
@@ -255,10 +256,10 @@ def sensitivity(
     shows = queries["landmark_id"].notna().to_numpy()
     curve = []
     for share in prevalences:
-        weights = prevalence_weights(shows, share)
-        plain = align(answers, queries, weights=weights)
+        weighed = config.model_copy(update={"prevalence": share})
+        plain = lay_answers(answers, queries, weighed)
         changed = correct_answers(calibrated, presence, trained=float(shows.mean()), wanted=share)
-        corrected = align(changed, queries, weights=weights)
+        corrected = lay_answers(changed, queries, weighed)
         difference = bootstrap_difference(
             corrected,
             plain,

@@ -18,9 +18,9 @@ from scipy.optimize import brentq
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
-from engine.core.gap import prevalence_weights
 from stacking.evaluate import Entry
 from stacking.prevalence import correct_answers
+from stacking.scoring import weigh_queries
 
 SMOOTHING: Final = 10.0  # answers: a landmark of one photo that is answered twice is no news, thirty times is
 STRENGTH: Final = 0.5  # of the demotion: half the surplus, in log-odds; see `demote_frequent` for what more of it costs
@@ -145,10 +145,10 @@ def enter_transductive(
 
     Args:
         answers: `engine.core.tables.ANSWERS`, out of fold, calibrated.
-        queries: id, fold, landmark_id (null: no landmark that the query's models know).
+        queries: id, fold, and of `weigh_queries`.
         presence: of `stacking.prevalence.cross_presence`.
         class_sizes: fold, landmark_id, size: training photos that the fold's models saw.
-        config: its prevalence.
+        config: of `weigh_queries`.
         strength: of `demote_frequent`.
 
     Returns:
@@ -156,7 +156,7 @@ def enter_transductive(
     """
     asked = queries.set_index("id").loc[answers["id"]]
     shows, fold = asked["landmark_id"].notna().to_numpy(), asked["fold"].to_numpy()
-    weights = prevalence_weights(shows, config.prevalence)
+    weights = weigh_queries(asked, config)
     size = class_sizes.set_index("landmark_id").groupby("fold")["size"]
     parts: dict[str, list[pd.DataFrame]] = {"demoted": [], "corrected": [], "corrected and demoted": []}
     for held in np.unique(fold):

@@ -99,6 +99,7 @@ class ValidationConfig(Section):
     """What the reported numbers stand for."""
 
     prevalence: float | None = Field(None, gt=0, lt=1)  # share of queries with a known landmark; None: as in the folds
+    unseen: float | None = Field(None, gt=0, lt=1)  # of the other queries, share with a landmark never trained on
     bootstrap: int = Field(1000, ge=10)  # resamples of an interval: its ends move by about 1 % of its width
     confidence_level: float = Field(0.95, gt=0, lt=1)
 

@@ -152,7 +152,8 @@ def _answer_test_set(run: Run, config: EngineConfig, learned: pd.DataFrame, prog
     told = (STACKER, CALIBRATION, PRESENCE_OOF, ANSWERS_OOF, *([PRESENCE] if can_be_told(learned) else []))
     made_from = {name: run.hash_of(name, made_by=STACK) for name in told}
     chosen = {f"stack.{name}": getattr(config.stack, name) for name in AFTER_FITTING}
-    made_from |= chosen | {"prevalence": config.validation.prevalence, "version": STACK_VERSION}
+    shares = {"prevalence": config.validation.prevalence, "unseen": config.validation.unseen}
+    made_from |= chosen | shares | {"version": STACK_VERSION}
     inputs = asked.inputs | made_from
     if len(asked.queries) and not run.is_fresh(ANSWERS_TEST, inputs):
         run.save_table(ANSWERS_TEST, _answer(run, config, asked, learned, progress), ANSWERS, inputs)

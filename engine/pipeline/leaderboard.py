@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from engine.core.config import EngineConfig, flatten
-from engine.core.gap import prevalence_weights
 from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.storage import read_json, write_json
@@ -109,13 +108,13 @@ def _look_closer(
     from stacking.leaderboard import rank_entries, score_by_size
     from stacking.oracles import enter_oracles
     from stacking.prevalence import SHARES, can_be_told, sensitivity
+    from stacking.scoring import weigh_queries
     from stacking.transductive import enter_transductive
 
     queries, validation, seed = evidence.queries, config.validation, config.seed
     [own] = [entry for entry in entries if entry.kind == "stack"]
     calibrated = load_calibrated(run, queries)
-    weights = prevalence_weights(queries["landmark_id"].notna().to_numpy(), validation.prevalence)
-    costly = find_costs(own.answers, queries, evidence.candidates, weights=weights)
+    costly = find_costs(own.answers, queries, evidence.candidates, weights=weigh_queries(queries, validation))
     gate = measure_gate(evidence.features, queries)
     found: dict[str, Any] = {
         "sizes": score_by_size(entries, queries, validation),
@@ -147,8 +146,12 @@ def _fit_seconds(run: Run, members: Sequence[str]) -> dict[str, float]:
 
 def _describe_queries(config: EngineConfig, queries: pd.DataFrame) -> list[str]:
     known, unseen = int(queries["landmark_id"].notna().sum()), int(queries["unseen"].sum())
-    share = config.validation.prevalence
-    weighing = "each counts once" if share is None else f"weighted so that {share:.0%} of them show a known landmark"
+    shares = {
+        "{:.0%} of them show a known landmark": config.validation.prevalence,
+        "{:.0%} of the others an unseen one": config.validation.unseen,
+    }
+    wanted = " and ".join(text.format(share) for text, share in shares.items() if share is not None)
+    weighing = f"weighted so that {wanted}" if wanted else "each counts once"
     counts = f"{known} show a known landmark, {unseen} one their models never saw, {len(queries) - known - unseen} none"
     return [f"{len(queries)} queries, scored by models that saw neither them nor duplicates: {counts}; {weighing}."]
 

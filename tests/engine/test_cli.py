@@ -394,6 +394,16 @@ def test_confidences_are_corrected_to_a_prevalence_when_told_to(run, here):
     pd.testing.assert_frame_equal(_answers(run), before)
 
 
+def test_unseen_landmarks_weigh_what_is_asked_for(run, here):
+    plain, few, many = (
+        {row["name"]: row["gap"] for row in json.loads(here("cv", "--run", run, *words, "--json").out)}
+        for words in ((), ("--unseen", "0.05"), ("--unseen", "0.95"))
+    )
+    assert plain.keys() == few.keys() == many.keys()
+    assert few["tiny-frozen"] != plain["tiny-frozen"] != many["tiny-frozen"]
+    assert "95% of the others an unseen one" in here("leaderboard", "--run", run).out
+
+
 def test_costs_are_of_the_gap_at_the_prevalence_asked_for(run, here):
     def read():
         return [row["cost"] for row in json.loads(here("leaderboard", "--run", run, "--table", "costs", "--json").out)]
