@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.core.errors import ConfigError, did_you_mean, raise_problems
 
@@ -92,7 +92,14 @@ class StackConfig(Section):
     # confidences to validation.prevalence, where that is set; auto: when it wins out of fold by a standard error
     correct: Literal["auto", "always", "never"] = "auto"
     transductive: bool = False  # correct them to the share of landmark photos that the test set itself suggests
+    demotion: float = Field(0.0, ge=0)  # then also lower landmarks answered too often; measured, it won nothing
     blank_below: float | None = Field(None, ge=0, le=1)  # no answer below this confidence; GAP only loses by it
+
+    @model_validator(mode="after")
+    def _demotes_within_a_test_set(self) -> StackConfig:
+        if self.demotion and not self.transductive:
+            raise ValueError("'demotion' looks at the whole test set: it goes with transductive = true")
+        return self
 
 
 class ValidationConfig(Section):

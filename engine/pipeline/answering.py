@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from engine.core.config import EngineConfig, flatten
+from engine.core.folds import TEST_FOLD
 from engine.core.progress import Progress
 from engine.core.runs import TRAIN_ZOO, Run
 from engine.core.storage import read_json, write_json
@@ -29,7 +30,13 @@ from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.leaderboard import make_leaderboard
 from engine.pipeline.request import RunRequest, resolve_config
 
-AFTER_FITTING = ("calibration", "correct", "transductive", "blank_below")  # settings that change confidences alone
+AFTER_FITTING = (
+    "calibration",
+    "correct",
+    "transductive",
+    "demotion",
+    "blank_below",
+)  # settings that change confidences alone
 
 
 def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> None:
@@ -166,6 +173,7 @@ def _answer(run: Run, config: EngineConfig, asked: Evidence, learned: pd.DataFra
     from stacking.calibration import Calibration
     from stacking.evaluate import answer_queries
     from stacking.stacker import load_stacker
+    from stacking.transductive import demote_frequent
 
     stacker = load_stacker(run.verified(STACKER, made_by=STACK))
     calibration = Calibration(**read_json(run.verified(CALIBRATION, made_by=STACK))["calibration"])
@@ -173,4 +181,8 @@ def _answer(run: Run, config: EngineConfig, asked: Evidence, learned: pd.DataFra
     scores = stacker.predict(rows, threads=config.cores)
     answers = answer_queries(scores, calibration, rows, asked.queries)
     answers = correct_to_share(run, config, answers, rows, scores, learned, progress)
+    if config.stack.demotion:
+        sizes = asked.sizes.set_index("landmark_id").groupby("fold")["size"].get_group(TEST_FOLD)
+        answers = demote_frequent(answers, sizes, strength=config.stack.demotion)
+        progress.say(f"transductive: landmarks that are answered too often are lowered by {config.stack.demotion:g}")
     return answers if config.stack.blank_below is None else blank_below(answers, config.stack.blank_below)

@@ -109,7 +109,7 @@ def _look_closer(
     from stacking.oracles import enter_oracles
     from stacking.prevalence import SHARES, can_be_told, sensitivity
     from stacking.scoring import weigh_queries
-    from stacking.transductive import enter_transductive
+    from stacking.transductive import STRENGTH, enter_transductive
 
     queries, validation, seed = evidence.queries, config.validation, config.seed
     [own] = [entry for entry in entries if entry.kind == "stack"]
@@ -131,7 +131,9 @@ def _look_closer(
         curve = sensitivity(plain, calibrated, queries, presence, SHARES, validation, seed=seed)
         told = [
             Entry("stack", "stack", plain, own.fit_seconds),
-            *enter_transductive(calibrated, queries, presence, evidence.sizes, validation),
+            *enter_transductive(
+                calibrated, queries, presence, evidence.sizes, validation, strength=config.stack.demotion or STRENGTH
+            ),
         ]
         found["prevalence"] = [asdict(each) for each in curve]
         found["transductive"] = rank_entries(told, queries, validation, seed=seed)

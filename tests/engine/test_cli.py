@@ -380,6 +380,20 @@ def test_the_test_set_itself_may_tell_how_many_photos_show_a_landmark(run, here)
     pd.testing.assert_frame_equal(_answers(run), before)
 
 
+def test_landmarks_answered_too_often_in_the_test_set_are_lowered_when_told_to(run, here):
+    assert here("stack", "--run", run, "--transductive").code == 0
+    before = _answers(run)
+    words = ("--set", "stack.demotion=2")
+    assert "lowered by 2" in here("stack", "--run", run, "--transductive", *words).err
+    after = _answers(run)
+    assert after["landmark_id"].equals(before["landmark_id"])
+    assert (after["confidence"] <= before["confidence"]).all()
+    assert (after["confidence"] < before["confidence"]).any()
+    alone = here("stack", "--run", run, *words)
+    assert alone.code == 2
+    assert "goes with transductive = true" in alone.err
+
+
 def test_confidences_are_corrected_to_a_prevalence_when_told_to(run, here):
     before = _answers(run)
     words = ("stack", "--oof", "--run", run, "--prevalence", "0.1", "--json", "--set")
