@@ -45,6 +45,13 @@ def _sizes(board: Mapping[str, Any]) -> Table:
     return "GAP by the photos' shorter side; photos with a known landmark of all", ("name", *columns), rows
 
 
+def _tail(board: Mapping[str, Any]) -> Table:
+    bands = board["tail"]
+    columns = [f"{band['photos']}: {band['queries']}" for band in bands]
+    rows = [(row["name"], *(f"{band['accuracies'][row['name']]:.3f}" for band in bands)) for row in board["rows"]]
+    return "Share of right answers by training photos of the landmark: queries", ("name", *columns), rows
+
+
 def _gap(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -181,6 +188,7 @@ STUDIED = ("worth", "importance", "checks")  # those that are made when they are
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], Table]] = {
     "pairs": _pairs,
     "sizes": _sizes,
+    "tail": _tail,
     "oracles": _oracles,
     "calibration": _calibration,
     "choice": _choice,

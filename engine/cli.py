@@ -217,7 +217,7 @@ def leaderboard(
         typer.Option(
             "--table",
             metavar="NAME",
-            help="Another table: pairs, choice, gate, sizes, oracles, calibration, costs, prevalence, blanking, "
+            help="Another table: pairs, choice, gate, sizes, tail, oracles, calibration, costs, prevalence, blanking, "
             "transductive; or, after minutes when first asked for: worth, importance, checks.",
         ),
     ] = "",

@@ -20,6 +20,7 @@ from engine.core.errors import DataError
 from engine.core.gap import (
     Difference,
     ScoredQueries,
+    align,
     bootstrap_difference,
     bootstrap_gap,
     score_queries,
@@ -28,6 +29,10 @@ from stacking.evaluate import Entry, Kind
 from stacking.scoring import lay_answers
 
 SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
+
+
+# training photos of a landmark: up to here goes a band of the tail
+TAIL = {1: "1 photo", 3: "2 or 3", 5: "4 or 5", 10: "6 to 10", np.inf: "more"}
 
 
 class LeaderboardRow(TypedDict):
@@ -56,6 +61,14 @@ class SizeBand(TypedDict):
     queries: int
     landmarks: int
     gaps: dict[str, float | None]
+
+
+class TailBand(TypedDict):
+    """Queries whose landmarks have similarly many training photos, and the share each entry names, entry -> 0..1."""
+
+    photos: str
+    queries: int
+    accuracies: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,27 @@ def _band_names() -> list[str]:
 def _score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | None:
     part = ScoredQueries(**{each.name: getattr(queries, each.name)[inside] for each in fields(queries)})
     return score_queries(part) if part.has_landmark.any() else None
+
+
+def score_tail(entries: Sequence[Entry], queries: pd.DataFrame, class_sizes: pd.DataFrame) -> list[TailBand]:
+    """The accuracy of every entry by how many photos of a query's landmark its models saw; bands with queries only.
+
+    Args:
+        entries: as for `rank_entries`.
+        queries: id, fold, landmark_id (null: no landmark that the query's models know).
+        class_sizes: fold, landmark_id, size: training photos that the fold's models saw.
+    """
+    sizes = queries.merge(class_sizes, on=["fold", "landmark_id"], how="left")["size"]
+    bands = pd.cut(sizes, [0, *TAIL], labels=[*TAIL.values()])
+    right = pd.DataFrame({entry.name: align(entry.answers, queries).correct for entry in entries})
+    return [
+        TailBand(
+            photos=str(name),
+            queries=len(part),
+            accuracies={str(entry): float(share) for entry, share in part.mean().items()},
+        )
+        for name, part in right.groupby(bands.to_numpy(), observed=True)
+    ]
 
 
 def compare_stack(

@@ -105,7 +105,7 @@ def _look_closer(
     from stacking.blanking import blanking_costs
     from stacking.costs import find_costs
     from stacking.evaluate import Entry
-    from stacking.leaderboard import rank_entries, score_by_size
+    from stacking.leaderboard import rank_entries, score_by_size, score_tail
     from stacking.oracles import enter_oracles
     from stacking.prevalence import SHARES, can_be_told, sensitivity
     from stacking.scoring import weigh_queries
@@ -118,6 +118,7 @@ def _look_closer(
     gate = measure_gate(evidence.features, queries)
     found: dict[str, Any] = {
         "sizes": score_by_size(entries, queries, validation),
+        "tail": score_tail(entries, queries, evidence.sizes),
         "calibration": read_json(run.verified(CALIBRATION, made_by=STACK)),
         "oracles": rank_entries([own, *enter_oracles(rows, own.answers, queries)], queries, validation, seed=seed),
         "costs": costly.head(COSTLIEST).to_dict("records"),

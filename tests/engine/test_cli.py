@@ -236,6 +236,14 @@ def test_leaderboard_tells_the_gap_by_size(studied, here):
         assert band["shorter_side"] in " ".join(printed.split())
 
 
+def test_leaderboard_tells_how_often_rare_landmarks_are_named(studied, here):
+    bands, printed = _table(here, studied[0], "tail")
+    rows = json.loads(here("leaderboard", "--run", studied[0], "--json").out)
+    for band in bands:
+        assert set(band["accuracies"]) == {row["name"] for row in rows}
+        assert f"{band['photos']}: {band['queries']}" in " ".join(printed.split())
+
+
 def test_the_leaderboard_tells_what_each_part_could_still_win(studied, here):
     rows, printed = _table(here, studied[0], "oracles")
     gaps = {row["name"]: row["gap"] for row in rows}

@@ -11,7 +11,7 @@ from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
 from engine.core.gap import prevalence_weights, score_answers
 from stacking.evaluate import Entry
-from stacking.leaderboard import compare_stack, rank_entries, score_by_size
+from stacking.leaderboard import compare_stack, rank_entries, score_by_size, score_tail
 
 QUERIES = pd.DataFrame({"id": [f"q{i:03d}" for i in range(120)]}).assign(
     landmark_id=[str(i % 7) if i % 3 else None for i in range(120)]
@@ -134,3 +134,31 @@ def test_the_bands_share_the_weights_of_all_queries():
             answers = each.answers[inside]
             expected = score_answers(answers, QUERIES[inside], weights=weights[inside])
             assert band["gaps"][each.name] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_tail_is_the_share_of_right_answers_by_class_size():
+    asked = QUERIES.assign(fold=QUERIES.index % 2)
+    sizes = pd.DataFrame(
+        [(fold, str(landmark), [1, 2, 3, 6, 50, 50, 50][landmark] + fold) for fold in (0, 1) for landmark in range(7)],
+        columns=["fold", "landmark_id", "size"],
+    )
+    bands = score_tail(ENTRIES, asked, sizes)
+    assert [band["photos"] for band in bands] == ["1 photo", "2 or 3", "4 or 5", "6 to 10", "more"]
+    size = {(fold, landmark): count for fold, landmark, count in sizes.itertuples(index=False)}
+    for band, (low, high) in zip(bands, [(1, 1), (2, 3), (4, 5), (6, 10), (11, 99)], strict=True):
+        inside = [
+            (query, landmark)
+            for query, landmark, fold in asked.dropna()[["id", "landmark_id", "fold"]].itertuples(index=False)
+            if low <= size[fold, landmark] <= high
+        ]
+        assert band["queries"] == len(inside) > 0
+        for each in ENTRIES:
+            given = dict(zip(each.answers["id"], each.answers["landmark_id"], strict=True))
+            expected = np.mean([given[query] == landmark for query, landmark in inside])
+            assert band["accuracies"][each.name] == pytest.approx(expected)
+
+
+def test_a_query_without_a_known_landmark_is_no_part_of_the_tail():
+    sizes = pd.DataFrame({"fold": [0], "landmark_id": ["1"], "size": [1.0]})
+    [band] = score_tail(ENTRIES, QUERIES.assign(fold=0), sizes)
+    assert band["queries"] == (QUERIES["landmark_id"] == "1").sum()
