@@ -49,7 +49,7 @@ def print_rows(*cells: tuple[str, ...]) -> None:
 
 
 def main(data: Path, folder: Path) -> None:
-    """Train, cross-validate, and print members, views, sizes and few-shot accuracy."""
+    """Train, cross-validate, and print members, sizes, the tail, few-shot accuracy and views."""
     place = ("--run", str(folder))
     run("train-zoo", "--config", "zoo", "--data", str(data), *place)
     run("stack", "--oof", *place)
@@ -72,6 +72,14 @@ def main(data: Path, folder: Path) -> None:
             for band in bands
         ),
     )  # fmt: skip
+    tail = ask("leaderboard", "--table", "tail", *place)
+    print_rows(
+        (
+            "right answers by training photos of the landmark",
+            *(f"{band['photos']} ({band['queries']})" for band in tail),
+        ),
+        *((row["name"], *(f"{band['accuracies'][row['name']]:.3f}" for band in tail)) for row in board),
+    )
     shots = ask("few-shot", "--members", FEW_SHOT, "--shots", "1,2,3,5", *place)
     print_rows(
         ("member", "photos seen", "right", "95 % interval", "photos asked"),
