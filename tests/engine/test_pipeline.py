@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -337,6 +338,23 @@ def test_the_stack_reads_what_neighbours_tell_of_negatives_and_repeats(competiti
     assert {"query.near.none_cosine", "query.near.nearest_none_cosine", "query.near.trust"} <= set(features)
     for name in ("stack/stacker.json", "stack/answers.oof.parquet", "scores/near.test.queries.parquet"):
         assert _bytes(tmp_path / "one", name) == _bytes(tmp_path / "two", name)
+
+
+def test_landmarks_that_a_classifier_dropped_are_still_answered_by_neighbours(competition, tmp_path, here):
+    dropping = '{recipe = "tiny-frozen", name = "dropping", set = { "train.min_photos" = 6 }}'
+    near = '{recipe = "tiny-frozen", name = "near", set = { "head.kind" = "neighbours" }}'
+    run = ["--run", tmp_path]
+    given = ["--config", "tiny", "--data", competition, *_members(dropping, near)]
+    for words in (["train-zoo", *given], ["stack", "--oof", "--set", "stack.method=linear"]):
+        said = here(*words, *run)
+        assert said.code == 0, said.err
+    listed = pd.read_parquet(tmp_path / "scores/dropping.oof.parquet")["landmark_id"].unique()
+    stack, near = (
+        pd.read_parquet(tmp_path / name)["landmark_id"].dropna().unique()
+        for name in ("stack/answers.oof.parquet", "scores/near.oof.parquet")
+    )
+    assert 0 < len(listed) < len(near)
+    assert set(stack) - set(listed)
 
 
 def _bytes(root, name):
