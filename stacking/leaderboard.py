@@ -31,7 +31,7 @@ from stacking.scoring import lay_answers
 SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
 
 
-# training photos of a landmark: up to here goes a band of the tail
+# most training photos of a landmark in a band of the tail -> the band's name
 TAIL = {1: "1 photo", 3: "2 or 3", 5: "4 or 5", 10: "6 to 10", np.inf: "more"}
 
 

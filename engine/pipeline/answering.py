@@ -30,13 +30,8 @@ from engine.pipeline.evidence import Evidence, load_evidence
 from engine.pipeline.leaderboard import make_leaderboard
 from engine.pipeline.request import RunRequest, resolve_config
 
-AFTER_FITTING = (
-    "calibration",
-    "correct",
-    "transductive",
-    "demotion",
-    "blank_below",
-)  # settings that change confidences alone
+# settings that change confidences alone
+AFTER_FITTING = ("calibration", "correct", "transductive", "demotion", "blank_below")
 
 
 def stack(request: RunRequest, progress: Progress, *, cross_validate: bool) -> None:
