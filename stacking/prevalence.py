@@ -244,10 +244,10 @@ def sensitivity(
     Args:
         answers: `engine.core.tables.ANSWERS`, out of fold, as the stack ranks them: what stays without a correction.
         calibrated: the same with probabilities that they are right: what is corrected.
-        queries: id, landmark_id (null: no landmark that the query's models know).
+        queries: id, and of `stacking.scoring.weigh_queries`.
         presence: of `cross_presence`.
         prevalences: the shares, e.g. `SHARES`; the queries are weighted to stand for each.
-        config: resamples and level of the intervals.
+        config: resamples and level of the intervals, and the share of unseen landmarks.
         seed: of the resamples, which are the same for every share.
 
     Raises:
