@@ -10,11 +10,12 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ctypes import c_byte
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,7 @@ from zoo.device import MIXED, make_accelerator
 
 PRECISIONS = {word: name for name, word in MIXED.items()}
 POLL_SECONDS = 0.1  # how soon the terminal learns of a step
+HALT_SECONDS = 0.01  # how soon a process learns that it is to stop
 Message = tuple[str, tuple[Any, ...]]
 
 
@@ -93,7 +95,8 @@ def run_in_processes(
         KeyboardInterrupt: when asked to stop and the processes did.
     """
     context = multiprocessing.get_context("spawn")
-    messages, halt = context.SimpleQueue(), context.Event()
+    # a plain byte: an event's lock is lost with a process that ends while it holds it, and setting it waits for ever
+    messages, halt = context.SimpleQueue(), context.RawValue("b", 0)
     place = _Place(
         count, _free_port(), os.getpid(), accelerator.device.type, PRECISIONS[accelerator.mixed_precision],
         max(1, torch.get_num_threads() // count) if accelerator.device.type == "cpu" else torch.get_num_threads(),
@@ -105,8 +108,7 @@ def run_in_processes(
     try:
         done = False
         while not done:
-            if stop.requested:
-                halt.set()
+            halt.value = stop.requested
             try:
                 done = processes.join(timeout=POLL_SECONDS)
             except (ProcessRaisedException, ProcessExitedException) as error:
@@ -144,7 +146,7 @@ def _begin(
     rank: int,
     place: _Place,
     messages: SimpleQueue[Message],
-    halt: Event,
+    halt: c_byte,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -174,8 +176,9 @@ def _begin(
         raise
 
 
-def _pass_on(halt: Event, stop: StopRequest) -> None:
-    halt.wait()
+def _pass_on(halt: c_byte, stop: StopRequest) -> None:
+    while not halt.value:
+        time.sleep(HALT_SECONDS)
     stop.requested = True
 
 

@@ -48,6 +48,8 @@ def test_two_processes_end_in_the_weights_of_one(make_context, photos, recipe, w
 
 @pytest.mark.slow
 def test_a_stop_reaches_every_process_and_is_gone_on_from(make_context, photos, recipe, watch, tmp_path):
+    train = recipe.train.model_copy(update={"epochs": 12})  # long enough that the stop finds it at work
+    recipe = recipe.model_copy(update={"train": train})
     with pytest.raises(KeyboardInterrupt):
         run_member(_together(make_context(tmp_path, photos, watch(stop_at=2)), 2), recipe)
     checkpoint, _ = load_checkpoint(tmp_path / "zoo/tiny-scratch/fold0/state")
