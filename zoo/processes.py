@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ctypes import c_byte
@@ -31,7 +29,6 @@ from zoo.device import MIXED, make_accelerator
 
 PRECISIONS = {word: name for name, word in MIXED.items()}
 POLL_SECONDS = 0.1  # how soon the terminal learns of a step
-HALT_SECONDS = 0.01  # how soon a process learns that it is to stop
 Message = tuple[str, tuple[Any, ...]]
 
 
@@ -95,8 +92,7 @@ def run_in_processes(
         KeyboardInterrupt: when asked to stop and the processes did.
     """
     context = multiprocessing.get_context("spawn")
-    # a plain byte: an event's lock is lost with a process that ends while it holds it, and setting it waits for ever
-    messages, halt = context.SimpleQueue(), context.RawValue("b", 0)
+    messages, halt = context.SimpleQueue(), _SharedStop(context.RawValue("b", 0))
     place = _Place(
         count, _free_port(), os.getpid(), accelerator.device.type, PRECISIONS[accelerator.mixed_precision],
         max(1, torch.get_num_threads() // count) if accelerator.device.type == "cpu" else torch.get_num_threads(),
@@ -108,7 +104,7 @@ def run_in_processes(
     try:
         done = False
         while not done:
-            halt.value = stop.requested
+            halt.requested = stop.requested
             try:
                 done = processes.join(timeout=POLL_SECONDS)
             except (ProcessRaisedException, ProcessExitedException) as error:
@@ -146,7 +142,7 @@ def _begin(
     rank: int,
     place: _Place,
     messages: SimpleQueue[Message],
-    halt: c_byte,
+    halt: StopRequest,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -161,12 +157,11 @@ def _begin(
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(place.count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.port),
     }  # fmt: skip
-    progress, stop = _Messenger(messages) if rank == 0 else Progress(), StopRequest()
-    threading.Thread(target=_pass_on, args=(halt, stop), daemon=True).start()
+    progress = _Messenger(messages) if rank == 0 else Progress()
     try:
         accelerator = make_accelerator(place.device, place.precision, place.threads)
         try:
-            work(Worker(accelerator, progress, stop), *arguments)
+            work(Worker(accelerator, progress, halt), *arguments)
         finally:
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
@@ -176,10 +171,22 @@ def _begin(
         raise
 
 
-def _pass_on(halt: c_byte, stop: StopRequest) -> None:
-    while not halt.value:
-        time.sleep(HALT_SECONDS)
-    stop.requested = True
+class _SharedStop(StopRequest):
+    """A stop that every process sees at once: a byte of shared memory.
+
+    Without a lock, which an event has: a process that ends while it holds it takes it along, and others wait for ever.
+    """
+
+    def __init__(self, byte: c_byte) -> None:
+        self._byte = byte
+
+    @property
+    def requested(self) -> bool:
+        return bool(self._byte.value)
+
+    @requested.setter
+    def requested(self, wanted: bool) -> None:
+        self._byte.value = wanted
 
 
 class _Messenger(Progress):
