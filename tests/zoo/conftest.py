@@ -42,12 +42,13 @@ def _quick_garbage_collection() -> None:
 
 
 class Watch(Progress):
-    """Remembers what was said, and asks to stop when a training reaches a step."""
+    """Remembers what was said, and asks to stop when a training reaches a step, by a flag or in another way."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, stop_at: int | None = None, ask: Callable[[], None] | None = None) -> None:
         self.said: list[str] = []
         self.stop = StopRequest()
         self.stop_at = stop_at
+        self.ask = ask or self._raise_flag
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -57,9 +58,13 @@ class Watch(Progress):
         def advance(amount: int, _note: str) -> None:
             nonlocal done
             done += amount
-            self.stop.requested |= unit == "step" and done == self.stop_at
+            if unit == "step" and done == self.stop_at:
+                self.ask()
 
         yield advance
+
+    def _raise_flag(self) -> None:
+        self.stop.requested = True
 
     def say(self, message: str) -> None:
         self.said.append(message)
@@ -122,7 +127,7 @@ def make_context() -> Callable[..., Context]:
 
 @pytest.fixture(scope="session")
 def watch() -> type[Watch]:
-    """The class of progress that remembers and stops: Watch(stop_at=None)."""
+    """The class of progress that remembers and stops: Watch(stop_at=None, ask=None)."""
     return Watch
 
 

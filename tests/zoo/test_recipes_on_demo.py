@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from engine.core.config import load_config
-from engine.core.progress import Advance, Progress
+from engine.core.progress import Progress
 from engine.core.runs import Run
 from engine.core.tables import CANDIDATES, read_table
 from engine.demo import make_demo
@@ -59,23 +58,6 @@ RECIPES = {  # recipe -> what is changed beside SMALL
 }  # fmt: skip
 SEARCHING = {"lite1-few-shot", "lite1-prototypes", "lite1-neighbours", "lite1-verified"}  # without any training
 pytestmark = pytest.mark.slow
-
-
-class _CtrlC(Progress):
-    """Pressed after the second step of a training."""
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        del label, total
-        done = 0
-
-        def advance(amount: int, _note: str) -> None:
-            nonlocal done
-            done += amount
-            if unit == "step" and done == 2:
-                signal.raise_signal(signal.SIGINT)
-
-        yield advance
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +109,11 @@ def test_it_scores_every_held_out_photo_and_beats_chance(recipe, train, begun):
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in SEARCHING])
-def test_it_resumes_to_the_same_weights(recipe, train, folder):
+def test_it_resumes_to_the_same_weights(recipe, train, folder, watch):
     short = {"train.epochs": 0.25, "input.size": 75 if recipe == "inception-v3" else 32}  # four steps
     whole = load_file(train("whole", short) / "weights.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        train("halted", short, _CtrlC())
+        train("halted", short, watch(stop_at=2, ask=lambda: signal.raise_signal(signal.SIGINT)))
     left = [path.name for path in (folder / f"halted/zoo/{recipe}").rglob("*.safetensors")]
     assert left  # a checkpoint
     assert "weights.safetensors" not in left
