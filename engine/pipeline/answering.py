@@ -177,7 +177,7 @@ def _answer(run: Run, config: EngineConfig, asked: Evidence, learned: pd.DataFra
     answers = answer_queries(scores, calibration, rows, asked.queries)
     answers = correct_to_share(run, config, answers, rows, scores, learned, progress)
     if config.stack.demotion:
-        sizes = asked.sizes.set_index("landmark_id").groupby("fold")["size"].get_group(TEST_FOLD)
+        sizes = asked.sizes[asked.sizes["fold"] == TEST_FOLD].set_index("landmark_id")["size"]
         answers = demote_frequent(answers, sizes, strength=config.stack.demotion)
         progress.say(f"transductive: landmarks that are answered too often are lowered by {config.stack.demotion:g}")
     return answers if config.stack.blank_below is None else blank_below(answers, config.stack.blank_below)
