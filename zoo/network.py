@@ -11,13 +11,14 @@ from timm.models import group_modules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from engine.core.errors import ConfigError
 from zoo.auxiliary import AuxiliaryHead
 from zoo.delf import AttentionPool
 from zoo.heads import ArcFaceHead, HadamardHead, Head, LandmarkHead
 from zoo.mixing import Mix
 from zoo.photo_heads import NeighbourHead, PrototypeHead
 from zoo.pooling import make_pooling
-from zoo.recipe import HeadConfig, Recipe
+from zoo.recipe import OWN_POOLINGS, BackboneConfig, HeadConfig, Recipe
 from zoo.weights import build_backbone
 
 
@@ -125,13 +126,37 @@ def build_head(config: HeadConfig, width: int, counts: Tensor, *, none_class: in
 
 
 def build_embedder(recipe: Recipe, *, fold: bool) -> Embedder:
-    """The backbone of a recipe with its pooling, its batch norms folded into its convolutions or not."""
+    """The backbone of a recipe with its pooling, its batch norms folded into its convolutions or not.
+
+    Raises:
+        ConfigError: when the backbone does not take photos of the recipe's sizes, or makes no map for its pooling; and
+            as `build_backbone`.
+    """
     backbone = build_backbone(recipe.backbone)
+    for size in {recipe.input.size, recipe.train.first_size or recipe.input.size}:
+        _try_out(backbone, recipe.backbone, size)
     if fold:
         backbone = fold_batch_norms(backbone, recipe.input.size)
     if recipe.backbone.pooling == "attention":
         return Embedder(backbone, AttentionPool(embedding_width(backbone, recipe.input.size)))
     return Embedder(backbone, make_pooling(recipe.backbone.pooling))
+
+
+@torch.inference_mode()
+def _try_out(backbone: nn.Module, config: BackboneConfig, size: int) -> None:
+    """Say what does not fit while it can still be told from a fault: transformers are particular."""
+    try:
+        made = backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        own = backbone.pretrained_cfg["input_size"][-1]  # type: ignore[index] # timm's dict
+        raise ConfigError(
+            f"backbone '{config.name}' does not take photos of {size} px: {error}", hint=f"it was made for {own} px"
+        ) from error
+    if config.pooling in OWN_POOLINGS and (made.ndim != 4 or getattr(backbone, "output_fmt", "NCHW") != "NCHW"):
+        raise ConfigError(
+            f"backbone '{config.name}' makes no map of channels, which backbone.pooling = '{config.pooling}' takes",
+            hint="a transformer has 'avg' and mostly 'token'",
+        )
 
 
 @torch.inference_mode()

@@ -45,8 +45,8 @@ class BackboneConfig(Section):
     weights: Literal["hub", "file", "package", "random"] = "hub"
     source: str | None = None  # file: a safetensors path; package: a name of zoo.weights.PACKAGES
     frozen: bool = False  # frozen: each photo is embedded once for all folds and only the head is trained
-    # flat: 4x4 cells, none averaged away; attention: DELF's
-    pooling: Literal["avg", "max", "avgmax", "catavgmax", "gem", "flat", "attention"] = "avg"
+    # token: a transformer's class token; flat: 4x4 cells, none averaged away; attention: DELF's
+    pooling: Literal["avg", "max", "avgmax", "catavgmax", "token", "gem", "flat", "attention"] = "avg"
     stage: int | None = Field(None, ge=0)  # the last one that is kept, 3 is ResNet's conv4; None: all of them
 
     @model_validator(mode="after")

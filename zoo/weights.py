@@ -10,6 +10,7 @@ import importlib
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from queue import Empty, SimpleQueue
@@ -65,8 +66,8 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
         A module from float [B, 3, H, W] to embeddings [B, D], or to a map [B, C, h, w] where the pooling is our own.
 
     Raises:
-        ConfigError: for an unknown timm model, with its nearest names, a package that is not installed, or a stage
-            that the network does not have.
+        ConfigError: for an unknown timm model, with its nearest names, a package that is not installed, or a stage or
+            a pooling that the network does not have.
         ResourceError: when the hub is asked for and cannot be reached.
         ArtifactError: when the weights do not fit the network.
     """
@@ -107,18 +108,35 @@ def _is_known(name: str) -> bool:
 
 def _create(config: BackboneConfig, *, pretrained: bool = False, file: str | None = None) -> nn.Module:
     name = _place(config)
+    pooling = "" if config.pooling in OWN_POOLINGS else config.pooling
+    create = partial(
+        timm.create_model,
+        name,
+        pretrained=pretrained,
+        pretrained_cfg_overlay=None if file is None else {"file": file},
+        num_classes=0,
+    )
     try:
-        network: nn.Module = timm.create_model(
-            name,
-            pretrained=pretrained,
-            pretrained_cfg_overlay=None if file is None else {"file": file},
-            num_classes=0,
-            global_pool="" if config.pooling in OWN_POOLINGS else config.pooling,
-        )
+        return _create_transformer(create, pooling) or create(global_pool=pooling)
+    except AssertionError as error:
+        raise ConfigError(f"backbone '{name}' with pooling '{config.pooling}': {error}") from error
     except OSError as error:  # of a repository or a folder, which says of what kind the network is
         if name == config.name and name.startswith("local-dir:"):
             raise ArtifactError(f"backbone '{name}': {error}", hint="check backbone.name") from error
         raise _hub_error(config, str(error)) from error
+
+
+def _create_transformer(create: Callable[..., nn.Module], pooling: str) -> nn.Module | None:
+    """A network of patches that takes photos of any size, not only of the one it was trained at; None for others.
+
+    Its pooling is set once it is there, since the place of its last norm, and so which tensors it has, hangs on the
+    pooling that it was trained with.
+    """
+    try:
+        network = create(dynamic_img_size=True)
+    except TypeError:  # what timm's networks say of a word that they do not know
+        return None
+    network.reset_classifier(0, pooling)  # type: ignore[operator] # timm's
     return network
 
 

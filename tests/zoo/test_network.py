@@ -8,10 +8,12 @@ import timm
 import torch
 from torch import nn
 
+from engine.core.errors import ConfigError
 from zoo.heads import Head
 from zoo.network import (
     Embedder,
     Network,
+    build_embedder,
     build_network,
     embedding_width,
     fold_batch_norms,
@@ -50,6 +52,31 @@ def test_the_embedder_normalises_as_the_weights_were_trained():
     expected = backbone((PHOTOS.float() / 255 - mean) / std)
     torch.testing.assert_close(Embedder(backbone)(PHOTOS), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(Embedder(backbone)(PHOTOS.float()), Embedder(backbone)(PHOTOS))
+
+
+def _with_backbone(name, **settings):
+    changes = {"backbone.name": name, "backbone.weights": "random", **settings}
+    return load_recipe("tiny-scratch", changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("vit_tiny_patch16_224", {"input.size": 40}, 40),
+        ("vit_tiny_patch16_224", {"input.size": 64, "train.first_size": 40}, 40),
+        ("mixer_s32_224", {"input.size": 64}, 64),
+    ],
+)
+def test_photos_that_a_backbone_does_not_take_are_told_with_what_it_was_made_for(name, settings, size):
+    with pytest.raises(ConfigError, match=rf"backbone '{name}' does not take photos of {size} px") as caught:
+        build_embedder(_with_backbone(name, **settings), fold=True)
+    assert caught.value.hint == "it was made for 224 px"
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_pooling_of_maps_is_not_given_patches(name):
+    with pytest.raises(ConfigError, match=r"makes no map of channels, which backbone\.pooling = 'gem' takes"):
+        build_embedder(_with_backbone(name, **{"input.size": 64, "backbone.pooling": "gem"}), fold=True)
 
 
 def test_a_network_is_its_embedder_and_then_its_head(scratch):

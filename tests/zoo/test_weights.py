@@ -165,6 +165,30 @@ def test_every_architecture_leaves_a_map_to_pool(name, pooling):
     assert min(features.shape[2:]) > 1
 
 
+# ---- transformers
+
+
+@pytest.mark.parametrize("size", [224, 96])
+@pytest.mark.parametrize("pooling", ["avg", "token"])
+def test_a_transformer_takes_photos_of_other_sizes_and_pools_as_asked(tmp_path, size, pooling):
+    whole = _network("vit_tiny_patch16_224").eval()  # made for 224 px and for its class token
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    config = _from(tmp_path / "w.safetensors", "vit_tiny_patch16_224").model_copy(update={"pooling": pooling})
+    images = torch.rand(2, 3, size, size)
+    with torch.inference_mode():
+        features = build_backbone(config).eval()(images)
+        whole.set_input_size(size)
+        tokens = whole.forward_features(images)  # [2, 1 + patches, 192]
+    wanted = tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(dim=1)
+    torch.testing.assert_close(features, wanted)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_a_class_token_is_asked_only_of_who_has_one(name):
+    with pytest.raises(ConfigError, match=f"backbone '{name}' with pooling 'token': Invalid pool type"):
+        build_backbone(BackboneConfig(name=name, weights="random", pooling="token"))
+
+
 # ---- stages
 
 
