@@ -93,11 +93,17 @@ def show_recipes(facts: Sequence[RecipeFacts], landmarks: int, *, as_json: bool)
         return
     rows = [
         (each.name, each.backbone + (", frozen" if each.frozen else ""), f"{each.backbone_parameters:,}",
-         each.head, f"{each.head_parameters:,}", f"{each.size}", each.weights)
+         *_head_cells(each), f"{each.size}", each.weights)
         for each in facts
     ]  # fmt: skip
     title = f"Recipes, heads for {landmarks:,} landmarks"
     print_table(title, ("recipe", "backbone", "parameters", "head", "parameters", "px", "weights"), rows)
+
+
+def _head_cells(facts: RecipeFacts) -> tuple[str, str]:
+    if not facts.auxiliary_parameters:
+        return (facts.head, f"{facts.head_parameters:,}")
+    return (f"{facts.head} + auxiliary", f"{facts.head_parameters:,} + {facts.auxiliary_parameters:,}")
 
 
 def show_data(data: Path, summary: Mapping[str, int], bad: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from zoo.auxiliary import AuxiliaryHead
 from zoo.network import build_embedder, build_head
 from zoo.recipe import Recipe
 
@@ -29,6 +30,7 @@ class RecipeFacts:
         features: D, what the head sees of a photo.
         backbone_parameters: weights of backbone and pooling.
         head_parameters: weights of the head that learn, for so many landmarks.
+        auxiliary_parameters: of an auxiliary classifier, for as many; 0 where there is none.
         training_bytes: of everything that learns: weights, gradients and the optimiser's moments.
     """
 
@@ -42,22 +44,26 @@ class RecipeFacts:
     features: int
     backbone_parameters: int
     head_parameters: int
+    auxiliary_parameters: int
     training_bytes: int
 
 
 def describe(recipe: Recipe, *, landmarks: int = CHALLENGE_LANDMARKS) -> RecipeFacts:
     """Count a recipe's parameters for a number of landmarks; the class 'none of them' is not among them."""
     without_weights = recipe.backbone.model_copy(update={"weights": "random", "source": None})
+    size, layer = recipe.input.size, recipe.train.auxiliary
     with torch.device("meta"):
         embedder = build_embedder(recipe.model_copy(update={"backbone": without_weights}), fold=False).eval()
-        features = int(embedder(torch.zeros(1, 3, recipe.input.size, recipe.input.size)).shape[1])
+        features = int(embedder(torch.zeros(1, 3, size, size)).shape[1])
         head = build_head(recipe.head, features, torch.ones(landmarks, dtype=torch.long, device="cpu"))
-    backbone, top = _count(embedder), _count(head)
-    learning = top if recipe.backbone.frozen else backbone + top
+        auxiliary = nn.Identity() if layer is None else AuxiliaryHead(embedder.backbone, layer, landmarks, size)
+    backbone, top, inner = _count(embedder), _count(head), _count(auxiliary)
+    learning = top if recipe.backbone.frozen else backbone + top + inner
     return RecipeFacts(
         name=recipe.name, summary=recipe.summary, backbone=recipe.backbone.name, weights=recipe.backbone.weights,
-        frozen=recipe.backbone.frozen, head=recipe.head.kind, size=recipe.input.size, features=features,
-        backbone_parameters=backbone, head_parameters=top, training_bytes=learning * BYTES_PER_PARAMETER,
+        frozen=recipe.backbone.frozen, head=recipe.head.kind, size=size, features=features,
+        backbone_parameters=backbone, head_parameters=top, auxiliary_parameters=inner,
+        training_bytes=learning * BYTES_PER_PARAMETER,
     )  # fmt: skip
 
 

@@ -669,7 +669,9 @@ def test_zoo_list_names_every_recipe_with_its_parameters(here):
     assert listed["resnet50-fc"]["head_parameters"] == 30_634_599  # of the challenge's slides
     few = {row["name"]: row for row in json.loads(here("zoo", "list", "--landmarks", "10", "--json").out)}
     assert few["resnet50-fc"]["head_parameters"] == 2049 * 10
-    assert "30,634,599" in here("zoo", "list").out
+    shown = {line.split()[0]: " ".join(line.split()[3:]) for line in here("zoo", "list").out.splitlines()}
+    assert shown["resnet50-fc"] == "linear 30,634,599 224 hub"
+    assert shown["inception-v3"] == "linear + auxiliary 30,634,599 + 14,055,015 299 hub"
 
 
 def test_zoo_show_prints_a_recipe_that_can_be_read_back(tmp_path, here):

@@ -37,6 +37,21 @@ def test_delf_counts_conv4_its_attention_and_a_linear_layer():
     assert facts.head_parameters == 1024 * 14_951 + 14_951
 
 
+def test_an_auxiliary_classifier_learns_beside_the_head():
+    facts = describe(load_recipe("inception-v3"))
+    inception = sum(parameter.numel() for parameter in timm.create_model("inception_v3", num_classes=0).parameters())
+    narrow = 768 * 128 + 2 * 128  # 1 x 1 on the 768 channels of its layer, and a norm
+    wide = 5 * 5 * 128 * 768 + 2 * 768
+    assert facts.auxiliary_parameters == narrow + wide + 768 * 14_951 + 14_951
+    assert facts.head_parameters == 2048 * 14_951 + 14_951
+    assert facts.backbone_parameters == inception
+    assert facts.training_bytes == 16 * (inception + facts.head_parameters + facts.auxiliary_parameters)
+
+
+def test_a_recipe_without_an_auxiliary_classifier_has_no_parameters_of_one():
+    assert describe(load_recipe("resnet50-fc"), landmarks=10).auxiliary_parameters == 0
+
+
 def test_a_frozen_backbone_takes_no_memory_to_train():
     facts = describe(load_recipe("resnet50-frozen"), landmarks=10)
     assert facts.training_bytes == 16 * (2048 * 10 + 10)
