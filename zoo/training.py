@@ -129,6 +129,21 @@ def learning_rate_at(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
+def size_in_epoch(config: TrainConfig, epoch: int) -> int | None:
+    """Pixels of the photos that an epoch, counted from 0, sees; None where they are those of the recipe's input."""
+    return config.first_size if epoch < config.epochs - config.last_epochs else None
+
+
+def seed_step(seed: int, number: int) -> None:
+    """Make torch's own generator ready for a step: mixing and dropout draw from it.
+
+    Args:
+        seed: of the run.
+        number: of the step, from 0; in several processes, of the share of one.
+    """
+    torch.manual_seed((seed << 32) + number)
+
+
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with the head's own learning rate and no decay of biases and norms."""
     groups = []
@@ -300,9 +315,8 @@ class _Loop:
         order = order[done * self.batch : steps * self.batch][accelerator.process_index :: self.processes]
         share = self.batch // self.processes
         targets = torch.from_numpy(self.data.targets[order]).to(accelerator.device)
-        small = epoch < self.config.epochs - self.config.last_epochs
         batches = self.data.source.train_batches(
-            self.data.rows[order], epoch=epoch, batch_size=share, size=self.config.first_size if small else None
+            self.data.rows[order], epoch=epoch, batch_size=share, size=size_in_epoch(self.config, epoch)
         )
         return zip(batches, torch.split(targets, share), strict=True)
 
@@ -314,7 +328,7 @@ class _Loop:
 
     def _train_step(self, batch: Tensor, target: Tensor) -> float:
         accelerator = self.session.accelerator
-        torch.manual_seed((self.seed << 32) + self.step * self.processes + accelerator.process_index)  # mixing, dropout
+        seed_step(self.seed, self.step * self.processes + accelerator.process_index)
         factor = learning_rate_at(self.step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * group["factor"] * factor
