@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
 from engine.core.gap import score_queries
+from engine.core.progress import Advance
 from stacking.answers import pick_answers
 from stacking.baselines import Fit, Predict
 from stacking.evaluate import cross_predict
@@ -88,6 +89,7 @@ def permute_groups(
     *,
     repeats: int,
     rng: np.random.Generator,
+    advance: Advance = lambda *_: None,
 ) -> list[Importance]:
     """The GAP that is lost when groups of features are permuted among the queries of each held-out fold.
 
@@ -101,6 +103,7 @@ def permute_groups(
         config: prevalence.
         repeats: permutations of each group, at least 1.
         rng: where they come from.
+        advance: told of each group.
 
     Returns:
         One for each group, the largest loss first.
@@ -130,7 +133,10 @@ def permute_groups(
         scores = [predict(permute_features(part, features, rng)) for part, predict in held]
         return whole - score(asked, np.concatenate(scores))
 
-    losses = {name: np.array([lose(features) for _ in range(repeats)]) for name, features in groups.items()}
+    losses = {}
+    for name, features in groups.items():
+        losses[name] = np.array([lose(features) for _ in range(repeats)])
+        advance(1, name)
     found = [
         Importance(name, len(groups[name]), float(loss.mean()), float(loss.std(ddof=1)) if repeats > 1 else 0.0)
         for name, loss in losses.items()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from engine.core.config import EngineConfig, flatten
 from engine.core.progress import Progress
@@ -31,6 +32,7 @@ from engine.pipeline.photos import load_tables
 from engine.pipeline.request import RunRequest, resolve_config
 
 if TYPE_CHECKING:
+    from stacking.baselines import Fit, Predict
     from stacking.evaluate import Entry, Kind
     from stacking.leaderboard import Comparison
 
@@ -211,54 +213,61 @@ def study(request: RunRequest, name: str, progress: Progress) -> dict[str, Any]:
             "seed": config.seed, "version": STACK_VERSION, "stacker": run.hash_of(STACKER, made_by=STACK),
         }  # fmt: skip
         if not run.is_fresh(STUDIES[name], inputs):
-            with progress.task(f"study of {name}", 1, "table") as advance:
-                found = _MAKERS[name](run, config, evidence)
-                advance(1, "")
-            write_json(run.path(STUDIES[name]), found)
+            write_json(run.path(STUDIES[name]), _MAKERS[name](run, config, evidence, progress))
             run.record(STUDIES[name], kind="study", version=STACK_VERSION, inputs=inputs)
         return read_json(run.verified(STUDIES[name], made_by=STACK))
 
 
-def _study_worth(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+def _study_worth(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> dict[str, Any]:
     """The stack without each member and without the gate, and members added one by one."""
     del run
     from stacking.ablation import add_members, leave_out
 
-    def make_rows(members: Sequence[str]) -> pd.DataFrame:
-        return evidence.rows(config.stack, members)
+    count = len(evidence.members)
+    with progress.task("study of worth", 1 + count * (count > 1) + count * (count + 1) // 2, "subset") as advance:
 
-    given, validation = (evidence.members, make_rows, evidence.queries), config.validation
-    without = leave_out(*given, _linear_fit(config, evidence), validation, seed=config.seed)
-    return {
-        "without": [asdict(each) for each in without],
-        "added": [asdict(e) for e in add_members(*given, validation)],
-    }
+        def make_rows(members: Sequence[str]) -> pd.DataFrame:
+            advance(1, f"{len(members)} members")
+            return evidence.rows(config.stack, members)
+
+        given, validation = (evidence.members, make_rows, evidence.queries), config.validation
+        without = leave_out(*given, _linear_fit(config, evidence), validation, seed=config.seed)
+        added = add_members(*given, validation)
+    return {"without": [asdict(each) for each in without], "added": [asdict(each) for each in added]}
 
 
-def _study_importance(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+def _study_importance(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> dict[str, Any]:
     """What the trees used, and the GAP that is lost when features are permuted."""
     from stacking.importance import group_features, measure_gain, permute_groups
     from stacking.stacker import load_stacker
 
     stacker, rows = load_stacker(run.verified(STACKER, made_by=STACK)), evidence.rows(config.stack)
     grown = [model.trees for model in stacker.models if model.trees]
-    lost = permute_groups(
-        rows, evidence.queries, _linear_fit(config, evidence), group_features(stacker.features), config.validation,
-        repeats=REPEATS, rng=np.random.default_rng(config.seed),
-    )  # fmt: skip
+    groups = group_features(stacker.features)
+    with progress.task("study of importance", len(groups), "group") as advance:
+        lost = permute_groups(
+            rows, evidence.queries, _linear_fit(config, evidence), groups, config.validation,
+            repeats=REPEATS, rng=np.random.default_rng(config.seed), advance=advance,
+        )  # fmt: skip
     return {"gain": measure_gain(stacker.features, grown) if grown else {}, "lost": [asdict(each) for each in lost]}
 
 
-def _study_checks(run: Run, config: EngineConfig, evidence: Evidence) -> dict[str, Any]:
+def _study_checks(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> dict[str, Any]:
     """Shuffled labels have to teach nothing, and no picture may stand on both sides of a fold."""
     from stacking.honesty import leaks, shuffled_gap
 
-    rng, fit = np.random.default_rng(config.seed), _linear_fit(config, evidence)
-    shuffled = shuffled_gap(evidence.rows(config.stack), evidence.queries, fit, rng, config.validation)
+    learn, rng = _linear_fit(config, evidence), np.random.default_rng(config.seed)
+    with progress.task("study of checks", evidence.queries["fold"].nunique(), "fold") as advance:
+
+        def fit(rows: pd.DataFrame, right: NDArray[np.bool_]) -> Predict:
+            advance(1, "shuffled")
+            return learn(rows, right)
+
+        shuffled = shuffled_gap(evidence.rows(config.stack), evidence.queries, fit, rng, config.validation)
     return {"leaks": asdict(leaks(*load_tables(run))), "shuffled": asdict(shuffled) | {"chance?": shuffled.is_chance}}
 
 
-def _linear_fit(config: EngineConfig, evidence: Evidence) -> Any:
+def _linear_fit(config: EngineConfig, evidence: Evidence) -> Fit:
     """The stack's linear method, for studies that fit it dozens of times: a tenth of the time of the trees."""
     from stacking.evaluate import fit_stack
 
@@ -266,7 +275,7 @@ def _linear_fit(config: EngineConfig, evidence: Evidence) -> Any:
     return fit_stack(evidence.queries, linear, seed=config.seed, threads=config.cores)
 
 
-_MAKERS: Mapping[str, Callable[[Run, EngineConfig, Evidence], dict[str, Any]]] = {
+_MAKERS: Mapping[str, Callable[[Run, EngineConfig, Evidence, Progress], dict[str, Any]]] = {
     "worth": _study_worth,
     "importance": _study_importance,
     "checks": _study_checks,

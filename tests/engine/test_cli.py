@@ -206,7 +206,7 @@ def test_studies_are_made_once(studied, here):
     root, first = studied
     when = {name: (root / path).stat().st_mtime_ns for name, path in STUDIES.items()}
     for name in STUDIED:
-        assert f"study of {name}: 1/1 tables" in first[name].err
+        assert re.search(rf"study of {name}: (\d+)/\1 \w+ in ", first[name].err)  # told to the end
         again = here("leaderboard", "--run", root, "--table", name)
         assert (again.out, again.err) == (first[name].out, "")
     assert {name: (root / path).stat().st_mtime_ns for name, path in STUDIES.items()} == when
@@ -217,7 +217,7 @@ def test_a_study_of_another_stack_is_made_anew(run, here):
     assert here(*words).code == 0
     assert here("stack", "--run", run, "--set", "stack.method=linear").code == 0
     again = here(*words)
-    assert "study of importance: 1/1 tables" in again.err
+    assert "study of importance: " in again.err
     assert "most gain" not in again.out  # a linear stack has no trees
 
 
