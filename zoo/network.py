@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import torch
 from timm.models import group_modules
@@ -19,7 +20,7 @@ from zoo.mixing import Mix
 from zoo.photo_heads import NeighbourHead, PrototypeHead
 from zoo.pooling import make_pooling
 from zoo.recipe import OWN_POOLINGS, BackboneConfig, HeadConfig, Recipe
-from zoo.weights import build_backbone
+from zoo.weights import TimmNetwork, build_backbone
 
 
 class Embedder(nn.Module):
@@ -34,9 +35,9 @@ class Embedder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pool = pool or nn.Identity()
-        statistics = backbone.pretrained_cfg
+        statistics = cast("TimmNetwork", backbone).pretrained_cfg
         for name in ("mean", "std"):
-            value = torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255  # type: ignore[index] # timm's dict
+            value = torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def _try_out(backbone: nn.Module, config: BackboneConfig, size: int) -> None:
     try:
         made = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        own = backbone.pretrained_cfg["input_size"][-1]  # type: ignore[index] # timm's dict
+        own = cast("TimmNetwork", backbone).pretrained_cfg["input_size"][-1]
         raise ConfigError(
             f"backbone '{config.name}' does not take photos of {size} px: {error}", hint=f"it was made for {own} px"
         ) from error
@@ -193,7 +194,7 @@ def frozen_stages(backbone: nn.Module, count: int) -> list[nn.Module]:
     """
     if count == 0:
         return []
-    groups = group_modules(backbone, backbone.group_matcher(coarse=True), return_values=True)  # type: ignore[operator]
+    groups = group_modules(backbone, cast("TimmNetwork", backbone).group_matcher(coarse=True), return_values=True)
     return [layer for stage in range(count) for layer in groups.get(stage, [])]
 
 

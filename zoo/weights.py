@@ -82,17 +82,26 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     return network
 
 
-class _Staged(Protocol):
-    """What timm's networks have beside what torch says of a module."""
+class TimmNetwork(Protocol):
+    """What timm's networks have beside what torch says of a module, for `cast`."""
 
+    pretrained_cfg: Mapping[str, Any]
     feature_info: Sequence[Mapping[str, Any]]
 
-    def prune_intermediate_layers(self, indices: list[int]) -> object: ...
+    def prune_intermediate_layers(self, indices: list[int]) -> object:
+        """Keep the layers up to some stages."""
+
+    def reset_classifier(self, num_classes: int, global_pool: str) -> None:
+        """Set the classifier and what pools before it."""
+
+    def group_matcher(self, *, coarse: bool) -> Mapping[str, Any]:
+        """The patterns that tell a parameter's group, coarse ones being stages."""
+        ...
 
 
 def _cut_after(network: nn.Module, stage: int) -> nn.Module:
     """Drop what follows a stage, once all weights are loaded: files and packages hold whole networks."""
-    staged = cast("_Staged", network)
+    staged = cast("TimmNetwork", network)
     count = len(staged.feature_info)
     if stage >= count:
         raise ConfigError(f"backbone.stage {stage}: the network has stages 0 to {count - 1}")
@@ -136,7 +145,7 @@ def _create_transformer(create: Callable[..., nn.Module], pooling: str) -> nn.Mo
         network = create(dynamic_img_size=True)
     except TypeError:  # what timm's networks say of a word that they do not know
         return None
-    network.reset_classifier(0, pooling)  # type: ignore[operator] # timm's
+    cast("TimmNetwork", network).reset_classifier(0, pooling)
     return network
 
 
@@ -230,7 +239,7 @@ def _from_package(config: BackboneConfig) -> nn.Module:
 
 def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
     wanted = network.state_dict()
-    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator] # timm's dict
+    classifier = cast("TimmNetwork", network).pretrained_cfg.get("classifier") or ()
     layers = [classifier] if isinstance(classifier, str) else classifier
     dropped = tuple(f"{layer}." for layer in layers)  # the classifier of what the weights were trained for
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
