@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoo.auxiliary import AuxiliaryHead
-from zoo.network import build_embedder, build_head
+from zoo.network import build_embedder, build_head, embedding_width
 from zoo.recipe import Recipe
 
 CHALLENGE_LANDMARKS = 14_951  # of the Google Landmark Recognition Challenge 2018
@@ -53,8 +53,8 @@ def describe(recipe: Recipe, *, landmarks: int = CHALLENGE_LANDMARKS) -> RecipeF
     without_weights = recipe.backbone.model_copy(update={"weights": "random", "source": None})
     size, layer = recipe.input.size, recipe.train.auxiliary
     with torch.device("meta"):
-        embedder = build_embedder(recipe.model_copy(update={"backbone": without_weights}), fold=False).eval()
-        features = int(embedder(torch.zeros(1, 3, size, size)).shape[1])
+        embedder = build_embedder(recipe.model_copy(update={"backbone": without_weights}), fold=False)
+        features = embedding_width(embedder, size)
         head = build_head(recipe.head, features, torch.ones(landmarks, dtype=torch.long, device="cpu"))
         auxiliary = nn.Identity() if layer is None else AuxiliaryHead(embedder.backbone, layer, landmarks, size)
     backbone, top, inner = _count(embedder), _count(head), _count(auxiliary)

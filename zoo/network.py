@@ -134,18 +134,19 @@ def build_embedder(recipe: Recipe, *, fold: bool) -> Embedder:
             as `build_backbone`.
     """
     backbone = build_backbone(recipe.backbone)
-    for size in {recipe.input.size, recipe.train.first_size or recipe.input.size}:
-        _try_out(backbone, recipe.backbone, size)
+    channels = _try_out(backbone, recipe.backbone, recipe.input.size)
+    if recipe.train.first_size is not None:
+        _try_out(backbone, recipe.backbone, recipe.train.first_size)
     if fold:
         backbone = fold_batch_norms(backbone, recipe.input.size)
     if recipe.backbone.pooling == "attention":
-        return Embedder(backbone, AttentionPool(embedding_width(backbone, recipe.input.size)))
+        return Embedder(backbone, AttentionPool(channels))
     return Embedder(backbone, make_pooling(recipe.backbone.pooling))
 
 
 @torch.inference_mode()
-def _try_out(backbone: nn.Module, config: BackboneConfig, size: int) -> None:
-    """Say what does not fit while it can still be told from a fault: transformers are particular."""
+def _try_out(backbone: nn.Module, config: BackboneConfig, size: int) -> int:
+    """The channels of what a backbone makes, or what does not fit, while that can still be told from a fault."""
     try:
         made = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
@@ -158,11 +159,12 @@ def _try_out(backbone: nn.Module, config: BackboneConfig, size: int) -> None:
             f"backbone '{config.name}' makes no map of channels, which backbone.pooling = '{config.pooling}' takes",
             hint="a transformer has 'avg' and mostly 'token'",
         )
+    return int(made.shape[1])
 
 
 @torch.inference_mode()
 def embedding_width(embedder: nn.Module, size: int) -> int:
-    """D of an embedder, or C of a feature map, asked of the network itself since poolings and architectures differ."""
+    """D of an embedder, asked of the network itself since poolings and architectures differ."""
     return int(embedder.eval()(torch.zeros(1, 3, size, size)).shape[1])
 
 
