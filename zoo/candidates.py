@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.core.tables import CANDIDATES
-from zoo.heads import LandmarkHead, Tell
+from zoo.heads import Compared, LandmarkHead, Tell
 from zoo.network import Network
 from zoo.sources import Rows, Source
 
 # of every member; those that only some heads can tell come after them, see `LandmarkHead.query_features`
 FEATURES: tuple[str, ...] = ("max", "margin", "entropy", "logsumexp", "norm", "p_none")
 # (queries, embeddings [B, D], what the head compares of them, logits [B, C]) -> logits [B, C], evidence of candidates
-Refine = Callable[[Rows, Tensor, Tensor, Tensor], tuple[Tensor, Tell]]
+Refine = Callable[[Rows, Tensor, Compared, Tensor], tuple[Tensor, Tell]]
 BATCH = 64  # photos per forward pass: larger ones gain nothing on two cores and little on a GPU at 224 px
 
 
@@ -93,7 +93,7 @@ def predict(
     return Predictions(scores, best, numbers, names, known)
 
 
-def _look(views: Sequence[Tensor], head: LandmarkHead) -> tuple[Tensor, Tensor, Tensor]:
+def _look(views: Sequence[Tensor], head: LandmarkHead) -> tuple[Tensor, Compared, Tensor]:
     """Embeddings [B, D] of each view -> their mean, what the head compares of it, and the mean logits [B, C]."""
     embedding = _mean(views)
     if len(views) == 1:  # then its cosines to all training photos need not be computed twice
@@ -106,7 +106,7 @@ def _look(views: Sequence[Tensor], head: LandmarkHead) -> tuple[Tensor, Tensor, 
 def by_mean_embedding(head: LandmarkHead, refine: Refine | None = None) -> Refine:
     """For `predict`: the logits of the views' mean embedding instead of their mean logits, before what else refines."""
 
-    def answer(rows: Rows, embedding: Tensor, compared: Tensor, logits: Tensor) -> tuple[Tensor, Tell]:
+    def answer(rows: Rows, embedding: Tensor, compared: Compared, logits: Tensor) -> tuple[Tensor, Tell]:
         logits = head.answer(compared).float()
         if refine is None:
             return logits, partial(head.evidence, compared)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,18 @@ Tell = Callable[[Tensor], dict[str, Tensor]]  # what is known of candidates: cla
 LEAST_SQUARED_SINE = 1e-6  # an angle of 0.001 rad: what fp32 still resolves in 1 - cos²
 
 
+class Compared(NamedTuple):
+    """What a head compares of B queries, made once a batch; all else that it says of them is told from it.
+
+    Attributes:
+        vectors: the embeddings, or what the head makes of them, [B, D].
+        products: of these and the N vectors that the head keeps, [B, N]; of learned heads, which keep none, [B, 0].
+    """
+
+    vectors: Tensor
+    products: Tensor
+
+
 class LandmarkHead(nn.Module, ABC):
     """From embeddings [B, D] to logits [B, C], and with classes to the loss that trains the network."""
 
@@ -31,21 +44,21 @@ class LandmarkHead(nn.Module, ABC):
     def loss(self, embedding: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """The loss of embeddings [B, D] and classes int64 [B], a scalar; smoothing: of the labels, 0..1."""
 
-    def compare(self, embedding: Tensor) -> Tensor:
-        """What all else is told from, so that it is made once a batch; of learned heads the embeddings [B, D] alone."""
-        return embedding
+    def compare(self, embedding: Tensor) -> Compared:
+        """What all else is told from, of embeddings [B, D]."""
+        return Compared(embedding, embedding[:, :0])
 
-    def answer(self, compared: Tensor) -> Tensor:
+    def answer(self, compared: Compared) -> Tensor:
         """The logits [B, C], from what `compare` gives."""
-        logits: Tensor = self(compared)
+        logits: Tensor = self(compared.vectors)
         return logits
 
-    def query_features(self, compared: Tensor) -> dict[str, Tensor]:
+    def query_features(self, compared: Compared) -> dict[str, Tensor]:
         """What else the head can tell of queries, from `compare`: name -> float32 [B]; for most heads nothing."""
         del compared
         return {}
 
-    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    def evidence(self, compared: Compared, classes: Tensor) -> dict[str, Tensor]:
         """What else it can tell of candidates int64 [B, K], likewise: name -> float32 [B, K]; for most nothing."""
         del compared, classes
         return {}

@@ -38,7 +38,7 @@ from zoo.context import Context
 from zoo.delf_photos import Describer, describe_own
 from zoo.device import threads_for
 from zoo.embedding import embed_photos
-from zoo.heads import Tell
+from zoo.heads import Compared, Tell
 from zoo.listing import BYTES_PER_PARAMETER
 from zoo.logs import Logs
 from zoo.merging import merge_folds
@@ -55,7 +55,7 @@ from zoo.verification import Verifier, describe_photos
 from zoo.weights import weights_content
 
 WEIGHTS_VERSION = 1  # raised when a change of code changes weights
-SCORES_VERSION = 2  # of what trained weights say; raised when a change of code changes that
+SCORES_VERSION = 3  # of what trained weights say; raised when a change of code changes that
 NOTEWORTHY_BYTES = 4 << 30  # half of what small machines and GPUs have
 
 
@@ -328,12 +328,13 @@ class Member:
         with context.progress.task(label, len(rows), "photo") as advance:
 
             def refine(
-                queries: Rows, embeddings: torch.Tensor, compared: torch.Tensor, logits: torch.Tensor
+                queries: Rows, embeddings: torch.Tensor, compared: Compared, logits: torch.Tensor
             ) -> tuple[torch.Tensor, Tell]:
                 if context.stop.requested:
                     raise KeyboardInterrupt
-                cosine = compared if photos is model.head else photos.compare(embeddings)
-                refined = verifier.rerank_batch(photos, lesson.rows, queries, cosine, logits)
+                if photos is not model.head:
+                    compared = photos.compare(embeddings)
+                refined = verifier.rerank_batch(photos, lesson.rows, queries, compared, logits)
                 advance(len(queries), "")
                 return refined
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -64,11 +65,12 @@ def nearest_photos(photos: PhotoSet, embeddings: NDArray[np.float16], row: int, 
     index = _unit(embeddings[others].astype(np.float32).mean(axis=1))  # [n, D]
     centre = index.mean(axis=0)
     query = _unit(_unit(embeddings[row].astype(np.float32).mean(axis=0)) - centre)  # [D]
-    cosine = _unit(index - centre) @ query  # [n, D] x [D] -> [n]
-    nearest = np.argsort(-cosine, kind="stable")[:count]
+    cosine, nearest = faiss.knn(
+        query[None], _unit(index - centre), min(count, len(others)), metric=faiss.METRIC_INNER_PRODUCT
+    )
     return [
         Neighbour(str(photos.ids[at]), str(photos.paths[at]), str(photos.landmarks[at]) or None, float(near))
-        for at, near in zip(others[nearest], cosine[nearest], strict=True)
+        for at, near in zip(others[nearest[0]], cosine[0], strict=True)
     ]
 
 

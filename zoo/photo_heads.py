@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
+import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.heads import LandmarkHead, cosines
+from zoo.heads import Compared, LandmarkHead, cosines
 from zoo.recipe import HeadConfig
 
 NEIGHBOURS_VERSION = 2  # of what a NeighbourHead keeps; raised when older weights no longer fit
@@ -88,15 +89,16 @@ class NeighbourHead(PhotoHead):
             near = [_mean_of_nearest(cosines(photos, negatives)) for photos in torch.split(index, CHUNK)]
             self.get_buffer("none_cosine").copy_(torch.cat(near))
 
-    def compare(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> cosines to the training photos as given to `fill`, float32 [B, N]."""
-        return cosines(self._direction(embedding), self.get_buffer("index"))
+    def compare(self, embedding: Tensor) -> Compared:
+        """[B, D] -> directions [B, D] and their cosines to the training photos as given to `fill`, float32 [B, N]."""
+        directions = self._direction(embedding)
+        return Compared(directions, cosines(directions, self.get_buffer("index")))
 
-    def answer(self, compared: Tensor) -> Tensor:
-        """[B, N] -> logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
-        return self._kernel_votes(compared) if self.config.vote == "kernel" else self._nearest_votes(compared)
+    def answer(self, compared: Compared) -> Tensor:
+        """Logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
+        return self._kernel_votes(compared.products) if self.config.vote == "kernel" else self._nearest_votes(compared)
 
-    def query_features(self, compared: Tensor) -> dict[str, Tensor]:
+    def query_features(self, compared: Compared) -> dict[str, Tensor]:
         """How near queries lie to the negatives, the training photos of nothing; without any, nothing is known of it.
 
         Henkel and Singer, "Supporting large-scale image recognition with out-of-domain samples" (arXiv 2010.01650), the
@@ -104,7 +106,7 @@ class NeighbourHead(PhotoHead):
         negatives, and the best that is left less the query's. What resembles everything is thus believed in nothing.
 
         Args:
-            compared: from `compare`, [B, N].
+            compared: from `compare`.
 
         Returns:
             Float32 [B] each, cosines being seen from the centre of all training photos:
@@ -115,8 +117,8 @@ class NeighbourHead(PhotoHead):
         is_none = self._is_none()
         if not is_none.any():
             return {}
-        of_query = _mean_of_nearest(compared[:, is_none])
-        to_landmarks, of_photos = compared[:, ~is_none], self.get_buffer("none_cosine")[~is_none]
+        of_query = _mean_of_nearest(compared.products[:, is_none])
+        to_landmarks, of_photos = compared.products[:, ~is_none], self.get_buffer("none_cosine")[~is_none]
         nearest = to_landmarks.topk(min(NEGATIVES, len(of_photos)), dim=1).indices
         return {
             "none_cosine": of_query,
@@ -124,11 +126,11 @@ class NeighbourHead(PhotoHead):
             "trust": (to_landmarks - of_photos).amax(dim=1) - of_query,
         }
 
-    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    def evidence(self, compared: Compared, classes: Tensor) -> dict[str, Tensor]:
         """What the training photos say of candidates; a class without photos has 0 throughout.
 
         Args:
-            compared: from `compare`, [B, N].
+            compared: from `compare`.
             classes: the candidates, int64 [B, K].
 
         Returns:
@@ -140,7 +142,7 @@ class NeighbourHead(PhotoHead):
                 negatives, -1..1; only where there are negatives. The paper of `query_features` takes it off the cosine.
         """
         targets = self.get_buffer("targets")
-        near, nearest, sizes = nearest_of_classes(compared, targets, classes, NEAREST_OF_CLASS)
+        near, nearest, sizes = nearest_of_classes(compared.products, targets, classes, NEAREST_OF_CLASS)
         voters = targets[self.nearest(compared, VOTERS)]  # [B, V]
         told = {
             "cosine": near[..., 0],
@@ -151,9 +153,18 @@ class NeighbourHead(PhotoHead):
             told["support_none_cosine"] = self.get_buffer("none_cosine")[nearest[..., 0]].where(sizes > 0, 0)
         return told
 
-    def nearest(self, compared: Tensor, count: int) -> Tensor:
-        """[B, N] -> int64 [B, min(count, N)]: positions of the nearest photos, as given to `fill`, nearest first."""
-        return compared.topk(min(count, compared.shape[1]), dim=1).indices
+    def nearest(self, compared: Compared, count: int) -> Tensor:
+        """Positions of the nearest photos as given to `fill`, nearest first, int64 [B, min(count, N)].
+
+        On a CPU FAISS's flat search finds them, that of its `IndexFlatIP` without a copy of the photos of its own; on
+        other devices the greatest cosines.
+        """
+        count = min(count, compared.products.shape[1])
+        if compared.vectors.device.type != "cpu":
+            return compared.products.topk(count, dim=1).indices
+        photos, queries = self.get_buffer("index").numpy(), compared.vectors.detach().numpy()
+        _, nearest = faiss.knn(queries, photos, count, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(nearest)
 
     def _is_none(self) -> Tensor:
         """Which photos are negatives: bool [N]."""
@@ -165,9 +176,10 @@ class NeighbourHead(PhotoHead):
         total = torch.full((len(votes), self.classes), math.exp(-2 * scale), device=votes.device)
         return total.index_add(1, self.get_buffer("targets"), votes).log() + scale
 
-    def _nearest_votes(self, cosine: Tensor) -> Tensor:
+    def _nearest_votes(self, compared: Compared) -> Tensor:
         targets, count = self.get_buffer("targets"), self.config.neighbours
-        votes, photos = cosine.topk(min(count, cosine.shape[1]), dim=1)  # [B, K]
+        photos = self.nearest(compared, count)  # [B, K]
+        votes = compared.products.gather(1, photos)
         total = votes.new_zeros(len(votes), self.classes).scatter_add(1, targets[photos], votes)
         has_vote = torch.zeros_like(total, dtype=torch.bool).scatter(1, targets[photos], value=True)
         most = torch.bincount(targets, minlength=self.classes).clamp(1, count)  # votes that a class can have, [C]
@@ -235,18 +247,19 @@ class PrototypeHead(PhotoHead):
         total = torch.zeros_like(prototypes).index_add(0, targets, self._take_centre(embeddings))
         prototypes.copy_(total / (photos[:, None] + self.config.shrink))
 
-    def compare(self, embedding: Tensor) -> Tensor:
-        """[B, D] -> products of directions and prototypes, float32 [B, C]: the cosine times the prototype's length."""
-        return cosines(self._direction(embedding), self.get_buffer("prototypes"))
+    def compare(self, embedding: Tensor) -> Compared:
+        """[B, D] -> directions [B, D] and their products with prototypes, [B, C]: cosine times prototype's length."""
+        directions = self._direction(embedding)
+        return Compared(directions, cosines(directions, self.get_buffer("prototypes")))
 
-    def answer(self, compared: Tensor) -> Tensor:
-        """[B, C] -> logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
-        return self.config.scale * (compared - self.get_buffer("prototypes").square().sum(dim=1) / 2)
+    def answer(self, compared: Compared) -> Tensor:
+        """Logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
+        return self.config.scale * (compared.products - self.get_buffer("prototypes").square().sum(dim=1) / 2)
 
-    def evidence(self, compared: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    def evidence(self, compared: Compared, classes: Tensor) -> dict[str, Tensor]:
         """cosine: of a query's direction and the candidate's prototype, float32 [B, K] in -1..1; 0 at the centre."""
         length = self.get_buffer("prototypes").norm(dim=1)[classes]
-        return {"cosine": compared.gather(1, classes) / length.clamp_min(1e-12)}
+        return {"cosine": compared.products.gather(1, classes) / length.clamp_min(1e-12)}
 
 
 def triplet_loss(embeddings: Tensor, targets: Tensor, margin: float, *, none_class: int | None = None) -> Tensor:

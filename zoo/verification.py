@@ -22,7 +22,7 @@ from engine.core.interrupt import StopRequest
 from engine.core.progress import Advance, Progress
 from engine.core.runs import Run
 from engine.core.storage import sha256_json
-from zoo.heads import Tell
+from zoo.heads import Compared, Tell
 from zoo.local import LocalFeatures, inliers, rerank, sift_features
 from zoo.photo_heads import NeighbourHead
 from zoo.recipe import LocalConfig
@@ -149,7 +149,7 @@ class Verifier:
         return [self._known[query, photo] for photo in photos]
 
     def rerank_batch(
-        self, head: NeighbourHead, indexed: Rows, queries: Rows, cosine: Tensor, logits: Tensor
+        self, head: NeighbourHead, indexed: Rows, queries: Rows, compared: Compared, logits: Tensor
     ) -> tuple[Tensor, Tell]:
         """Verify the nearest training photos of some queries, and add what they say to the logits.
 
@@ -157,13 +157,13 @@ class Verifier:
             head: filled with the photos of `indexed`, in their order.
             indexed: rows of the training photos, [N].
             queries: rows of the queries, [B].
-            cosine: of the queries to these photos, from `head.compare`, [B, N].
+            compared: of the queries and these photos, from `head.compare`.
             logits: [B, C].
 
         Returns:
             Logits float32 [B, C], and what tells of candidates: the head's evidence, and `inliers` by `most_inliers`.
         """
-        nearest = head.nearest(cosine, self.config.candidates)  # [B, V]
+        nearest = head.nearest(compared, self.config.candidates)  # [B, V]
         classes = head.get_buffer("targets")[nearest]
         pairs = zip(queries.tolist(), indexed[nearest.cpu().numpy()].tolist(), strict=True)
         counts = np.array([self.count_inliers(query, photos) for query, photos in pairs])
@@ -171,7 +171,7 @@ class Verifier:
 
         def tell(candidates: Tensor) -> dict[str, Tensor]:
             most = most_inliers(classes, torch.from_numpy(counts).to(classes.device), candidates)
-            return head.evidence(cosine, candidates) | {"inliers": most}
+            return head.evidence(compared, candidates) | {"inliers": most}
 
         return refined.to(logits.device), tell
 

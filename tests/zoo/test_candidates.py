@@ -187,7 +187,7 @@ def test_what_is_refined_has_other_candidates_and_their_evidence():
     embeddings = np.random.default_rng(0).normal(1, 1, (BATCH + 20, 1, 7)).astype(np.float16)
 
     def refine(queries, embedding, compared, logits):
-        assert len(queries) == len(embedding) == len(compared) == len(logits)
+        assert len(queries) == len(embedding) == len(compared.vectors) == len(logits)
         row = torch.from_numpy(queries)[:, None]
         return -logits, lambda classes: {"code": (10 * row + classes).float()}
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from scipy.linalg import hadamard
 from torch.nn import functional
 
 from engine.core.errors import ConfigError
-from zoo.heads import ArcFaceHead, HadamardHead, Head, class_margins, walsh_hadamard, widen_angle
+from zoo.heads import ArcFaceHead, Compared, HadamardHead, Head, class_margins, walsh_hadamard, widen_angle
 from zoo.network import build_head
 from zoo.photo_heads import NeighbourHead, PrototypeHead, triplet_loss
 from zoo.recipe import HeadConfig
@@ -500,6 +501,20 @@ def test_the_nearest_vote_with_their_cosine_over_what_a_class_can_have(count):
     torch.testing.assert_close(logits, expected, **COMPARED)
 
 
+@pytest.mark.parametrize(("photos", "queries"), [(7, 3), (500, 1), (500, 64), (3_000, 40)])
+def test_the_nearest_are_those_of_faiss_index_flat_ip_and_of_torch_topk(photos, queries):
+    head = _holding(_normal(photos, 32).numpy(), np.arange(photos) % 4, 3)
+    compared = head.compare(_normal(queries, 32, seed=1))
+    found = head.nearest(compared, 10)
+    flat = faiss.IndexFlatIP(32)
+    flat.add(head.get_buffer("index").numpy())
+    cosine, expected = flat.search(compared.vectors.numpy(), min(10, photos))
+    assert np.array_equal(found.numpy(), expected)
+    of_torch = torch.topk(compared.products, min(10, photos), dim=1)
+    assert torch.equal(found, of_torch.indices)
+    np.testing.assert_allclose(of_torch.values.numpy(), cosine, **COMPARED)
+
+
 def test_one_near_photo_of_a_rare_landmark_outweighs_two_of_a_common_one():
     common, rare = torch.tensor([[1.0, 0.1, 0], [1, 0.2, 0], [-1, 0, 1], [-1, 0, 2]]), torch.tensor([[1.0, -0.1, 0]])
     photos, targets = torch.cat([common, rare]).numpy(), np.array([0, 0, 0, 0, 1])
@@ -632,9 +647,11 @@ def test_the_evidence_of_a_query_does_not_depend_on_the_other_queries():
     targets = np.arange(60) % 4
     head = _holding(_normal(60, 4).numpy(), targets, 3)
     query, classes = _normal(8, 4, seed=1), torch.tensor([[0, 1, 2]] * 8)
-    together = head.evidence(head.compare(query), classes)
+    compared = head.compare(query)
+    together = head.evidence(compared, classes)
     for row in range(8):
-        alone = head.evidence(head.compare(query)[row : row + 1], classes[row : row + 1].flip(1))
+        one = Compared(compared.vectors[row : row + 1], compared.products[row : row + 1])
+        alone = head.evidence(one, classes[row : row + 1].flip(1))
         for name, values in together.items():
             assert torch.equal(alone[name].flip(1)[0], values[row])
 

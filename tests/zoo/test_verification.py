@@ -177,11 +177,11 @@ def test_inliers_are_those_of_the_candidates_best_verified_photo(tmp_path, drawn
     )
     head = NeighbourHead(8, 4, len(indexed), HeadConfig(), none_class=3)
     head.fill(photos, torch.from_numpy(targets))
-    cosine, logits = head.compare(asked), torch.zeros(len(queries), 4)
-    refined, tell = verifier.rerank_batch(head, indexed, queries, cosine, logits)
+    compared, logits = head.compare(asked), torch.zeros(len(queries), 4)
+    refined, tell = verifier.rerank_batch(head, indexed, queries, compared, logits)
 
     classes = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0]])
-    expected, verified = np.zeros((3, 3)), head.nearest(cosine, 4).numpy()
+    expected, verified = np.zeros((3, 3)), head.nearest(compared, 4).numpy()
     for (row, column), number in np.ndenumerate(classes):
         own = [indexed[photo] for photo in verified[row] if targets[photo] == number]
         counts = verifier.count_inliers(queries[row], own) if own else [0]
@@ -190,7 +190,7 @@ def test_inliers_are_those_of_the_candidates_best_verified_photo(tmp_path, drawn
     assert expected.max() > np.log1p(LOCAL.minimum)
     assert 0 < expected[expected > 0].min() < np.log1p(LOCAL.minimum)  # few count too
     np.testing.assert_allclose(told["inliers"].numpy(), expected, rtol=1e-6)
-    assert told.keys() == {"inliers", *head.evidence(cosine, torch.from_numpy(classes))}
+    assert told.keys() == {"inliers", *head.evidence(compared, torch.from_numpy(classes))}
     assert refined.gather(1, torch.from_numpy(classes)).argmax(dim=1).tolist() == expected.argmax(axis=1).tolist()
 
 
