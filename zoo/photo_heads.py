@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import faiss
 import torch
@@ -27,6 +28,8 @@ CHUNK = 1024  # photos compared with all negatives at once
 class PhotoHead(LandmarkHead):
     """What photo heads share: directions as seen from the mean of all training photos, and the triplet loss."""
 
+    kept: ClassVar[str]  # the buffer of vectors that queries are compared with, [N, D]
+
     def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None) -> None:
         super().__init__()
         self.classes, self.config, self.none_class = classes, config, none_class
@@ -41,6 +44,11 @@ class PhotoHead(LandmarkHead):
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, D] -> logits float32 [B, C]."""
         return self.answer(self.compare(embedding))
+
+    def compare(self, embedding: Tensor) -> Compared:
+        """[B, D] -> directions as seen from the centre [B, D], and their products with what is kept, float32 [B, N]."""
+        directions = self._direction(embedding)
+        return Compared(directions, cosines(directions, self.get_buffer(self.kept)))
 
     @abstractmethod
     def fill(self, embeddings: Tensor, targets: Tensor) -> None:
@@ -71,6 +79,8 @@ class NeighbourHead(PhotoHead):
         none_class: the class of 'none of them', if there is one.
     """
 
+    kept = "index"  # the training photos' directions as given to `fill`: products are cosines
+
     def __init__(
         self, width: int, classes: int, photos: int, config: HeadConfig, none_class: int | None = None
     ) -> None:
@@ -88,11 +98,6 @@ class NeighbourHead(PhotoHead):
         if len(negatives):
             near = [_mean_of_nearest(cosines(photos, negatives)) for photos in torch.split(index, CHUNK)]
             self.get_buffer("none_cosine").copy_(torch.cat(near))
-
-    def compare(self, embedding: Tensor) -> Compared:
-        """[B, D] -> directions [B, D] and their cosines to the training photos as given to `fill`, float32 [B, N]."""
-        directions = self._direction(embedding)
-        return Compared(directions, cosines(directions, self.get_buffer("index")))
 
     def answer(self, compared: Compared) -> Tensor:
         """Logits float32 [B, C]; a class without a vote has that of a vote at the far side, -scale."""
@@ -235,6 +240,8 @@ class PrototypeHead(PhotoHead):
         none_class: the class of 'none of them', if there is one.
     """
 
+    kept = "prototypes"  # one per class: a product is the cosine times the prototype's length
+
     def __init__(self, width: int, classes: int, config: HeadConfig, none_class: int | None = None) -> None:
         super().__init__(width, classes, config, none_class)
         self.register_buffer("prototypes", torch.zeros(classes, width))
@@ -246,11 +253,6 @@ class PrototypeHead(PhotoHead):
         photos = torch.bincount(targets, minlength=self.classes)
         total = torch.zeros_like(prototypes).index_add(0, targets, self._take_centre(embeddings))
         prototypes.copy_(total / (photos[:, None] + self.config.shrink))
-
-    def compare(self, embedding: Tensor) -> Compared:
-        """[B, D] -> directions [B, D] and their products with prototypes, [B, C]: cosine times prototype's length."""
-        directions = self._direction(embedding)
-        return Compared(directions, cosines(directions, self.get_buffer("prototypes")))
 
     def answer(self, compared: Compared) -> Tensor:
         """Logits float32 [B, C] in -1.5 * scale .. 0.5 * scale."""
