@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import faiss
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -32,6 +33,7 @@ def make_accelerator(device: str, precision: str, threads: int) -> Accelerator:
         ResourceError: when the device is not there.
     """
     torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)  # it has threads of its own
     chosen = pick_device(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - a second run in one process may choose anew
     if chosen.index is not None:

@@ -1,5 +1,6 @@
 """A device is the one asked for, or the message says which there are."""
 
+import faiss
 import pytest
 import torch
 
@@ -10,9 +11,10 @@ from zoo.device import SMALL, make_accelerator, pick_device, pick_precision, thr
 @pytest.fixture(autouse=True)
 def _threads():
     """Leave the number of threads as it was."""
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
 
 
 def test_a_second_accelerator_in_one_process_may_choose_anew():
@@ -36,7 +38,7 @@ def test_automatic_precision_is_one_the_device_has():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_as_many_as_asked_for(threads):
     make_accelerator("cpu", "fp32", threads)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == faiss.omp_get_max_threads() == threads
 
 
 @pytest.mark.parametrize(
