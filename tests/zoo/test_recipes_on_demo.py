@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import signal
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,7 +73,7 @@ RECIPES = {  # recipe -> what is changed beside SMALL
     "inception-v3": SCRATCH | UNCHANGED | {"input.size": 107},  # at 75 its last map is a single cell
     # random weights have no statistics that folded batch norms would keep
     "mobilenetv2": SCRATCH | UNCHANGED | {"train.epochs": 5, "train.lr": 5e-3, "train.fold_norm": False},
-    "mobilenetv2-frozen": {"backbone.weights": "file", "train.lr": 1e-2},
+    "mobilenetv2-frozen": {"backbone.weights": "file", "train.lr": 1e-2},  # those that are taught, the hub's being away
     "lite0-finetune": TUNED,
     "lite0-hadamard": TUNED | TINY,
     "lite0-gem-arcface": TUNED | TINY,
@@ -90,8 +89,6 @@ RECIPES = {  # recipe -> what is changed beside SMALL
     "lite2-finetune": TUNED | TINY | VERIFIED,
     "lite2-frozen": {},
 }
-# frozen, with weights of the hub: here with those that another recipe learned without the held-out photos
-TAUGHT_BY = {"mobilenetv2-frozen": "mobilenetv2"}
 # these settings make them what another one is: recipe -> the other
 TWINS = {
     "resnet18-scratch": "resnet18-fc",
@@ -120,25 +117,21 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def taught(begun: Path, tmp_path_factory: pytest.TempPathFactory):
-    """From a recipe to a file with what its backbone learned of the photos outside the first fold."""
-
-    @cache
-    def teach(recipe):
-        run = tmp_path_factory.mktemp("taught") / "run"
-        shutil.copytree(begun, run)
-        weights = load_file(_train_first_fold(run, recipe) / "weights.safetensors")
-        part = "embed.backbone."
-        learned = {name.removeprefix(part): values for name, values in weights.items() if name.startswith(part)}
-        save_file(learned, run / "backbone.safetensors")
-        return run / "backbone.safetensors"
-
-    return teach
+def taught(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with what the backbone of mobilenetv2 learned of the photos outside the first fold."""
+    run = tmp_path_factory.mktemp("taught") / "run"
+    shutil.copytree(begun, run)
+    weights = load_file(_train_first_fold(run, "mobilenetv2") / "weights.safetensors")
+    part = "embed.backbone."
+    learned = {name.removeprefix(part): values for name, values in weights.items() if name.startswith(part)}
+    save_file(learned, run / "backbone.safetensors")
+    return run / "backbone.safetensors"
 
 
 @pytest.fixture
-def train(begun: Path, folder: Path, recipe: str, taught):
+def train(begun: Path, folder: Path, recipe: str, request: pytest.FixtureRequest):
     """Train the first fold of a recipe in a run of that name: (name, changes, progress)."""
+    own = {"backbone.source": str(request.getfixturevalue("taught"))} if recipe == "mobilenetv2-frozen" else {}
     source = load_recipe(recipe).backbone.source
     if source is not None and importlib.util.find_spec(PACKAGES[source][0]) is None:
         pytest.skip("the extra 'pretrained' is not installed")
@@ -147,8 +140,7 @@ def train(begun: Path, folder: Path, recipe: str, taught):
         root = folder / name
         if not root.exists():
             shutil.copytree(begun, root)
-        learned = {"backbone.source": str(taught(TAUGHT_BY[recipe]))} if recipe in TAUGHT_BY else {}
-        return _train_first_fold(root, recipe, learned | (changes or {}), progress)
+        return _train_first_fold(root, recipe, own | (changes or {}), progress)
 
     return start
 
