@@ -111,6 +111,14 @@ def print_studies(place: Cells) -> None:
                 f"{shuffled['gap']:.4f}",
                 f"{shuffled['chance']:.4f} +- {shuffled['spread']:.4f}",
             ),
+            *(
+                (
+                    f"GAP without {each['photos']} photos like one in another fold, cosine >= {each['cosine']}",
+                    f"{each['gap']:.4f}",
+                    f"{each['low']:.4f} .. {each['high']:.4f}",
+                )
+                for each in checks["lookalikes"]
+            ),
         ),
     )
 

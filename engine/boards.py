@@ -171,8 +171,21 @@ def _checks(found: Mapping[str, Any]) -> Table:
         ("duplicates in several folds", str(leaks["queries"]), "0", _verdict(not leaks["queries"])),
         ("GAP on shuffled labels", f"{shuffled['gap']:.4f}",
          f"{shuffled['chance']:.4f}, spread {shuffled['spread']:.4f}", _verdict(shuffled["chance?"])),
+        *((f"GAP without {each['photos']} photos like one in another fold, cosine >= {each['cosine']}",
+           _gap(each["gap"]), f"{each['low']:.4f} .. {each['high']:.4f}", "ok" if each["slight?"] else "look at them")
+          for each in found["lookalikes"]),
     ]  # fmt: skip
     return "Whether the validation is honest", ("check", "found", "wanted", "verdict"), rows
+
+
+def _checks_notes(found: Mapping[str, Any]) -> list[str]:
+    if found["near_by"] is None:
+        return ["no frozen member's embeddings are in the run, so photos that look alike were not searched for"]
+    pairs = [f"{pair['query']} beside {pair['neighbour']} ({pair['cosine']:.3f})" for pair in found["likest"]]
+    return [
+        f"cosines by {found['near_by']}; engine explain shows a photo beside its neighbours; the likest are:",
+        *pairs,
+    ]
 
 
 def _verdict(good: bool) -> str:
@@ -204,6 +217,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], Table]] = {
 _NOTES: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "calibration": _calibration_notes,
     "importance": _importance_notes,
+    "checks": _checks_notes,
 }
 
 

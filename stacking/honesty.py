@@ -1,7 +1,7 @@
-"""Self-checks of the validation: shuffled labels teach nothing, and no picture stands on both sides of a fold.
+"""Self-checks of the validation: shuffled labels teach nothing, and pictures that two folds share decide nothing.
 
-In: rows and a `Fit`; or the tables catalog and folds. Out: plain values, for a table or for JSON. Nothing here touches
-the disk.
+In: rows and a `Fit`; the tables catalog and folds; how near photos of other folds lie. Out: plain values, for a table
+or for JSON. Nothing here touches the disk.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
-from engine.core.gap import score_queries
+from engine.core.gap import bootstrap_gap, score_queries
 from stacking.answers import pick_answers
 from stacking.baselines import Fit
-from stacking.scoring import lay_answers, score_fit
+from stacking.scoring import lay_answers, score_fit, score_part
 
 DRAWS: Final = 100  # of chance: its mean is known to a tenth of its spread
 TOLERANCE: Final = 4.0  # spreads above chance that are still chance; of 50 honest stacks the highest had 2.4
+# Cosines of lookalikes. Seen on landmarks-mini by EfficientNet-Lite1: of the 27 pairs above .9 a third are one picture,
+# cropped, mirrored or recoloured beyond what thumbnails know again, and the others second shots of one thing; about .88
+# they are mostly other photos of one building from one side.
+LOOKALIKE: Final = (0.95, 0.9, 0.85)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,30 @@ class Leaks:
 
     groups: tuple[int, ...]
     queries: int
+
+
+@dataclass(frozen=True)
+class Lookalikes:
+    """Photos that look almost like one their models learned from, though no duplicate, and the GAP without them.
+
+    Attributes:
+        cosine: how near the nearest photo lies, at least.
+        photos: how many there are.
+        gap: of the other queries, 0..1; None where none of these shows a landmark.
+        low: of the interval of the GAP over all queries.
+        high: likewise.
+    """
+
+    cosine: float
+    photos: int
+    gap: float | None
+    low: float
+    high: float
+
+    @property
+    def are_slight(self) -> bool:
+        """Whether the GAP without them stays in its interval."""
+        return self.gap is not None and self.low <= self.gap <= self.high
 
 
 def shuffled_gap(
@@ -98,3 +126,34 @@ def leaks(catalog: pd.DataFrame, folds: pd.DataFrame) -> Leaks:
     placed = folds.merge(catalog[["id", "duplicate_group"]], on="id")
     spans = placed.groupby("duplicate_group")["fold"].transform("nunique") > 1
     return Leaks(tuple(sorted(placed.loc[spans, "duplicate_group"].unique().tolist())), int(spans.sum()))
+
+
+def find_lookalikes(
+    nearest: pd.DataFrame, answers: pd.DataFrame, queries: pd.DataFrame, config: ValidationConfig, *, seed: int
+) -> list[Lookalikes]:
+    """What the GAP owes to photos that look almost like one on the other side of a fold, at each cosine of `LOOKALIKE`.
+
+    Args:
+        nearest: query, and the cosine of the nearest photo that its models learned from.
+        answers: `engine.core.tables.ANSWERS`, out of fold.
+        queries: id, landmark_id, and of `weigh_queries`.
+        config: shares; resamples and level of the interval.
+        seed: of the resamples.
+    """
+    laid = lay_answers(answers, queries, config)
+    interval = bootstrap_gap(
+        laid, resamples=config.bootstrap, level=config.confidence_level, rng=np.random.default_rng(seed)
+    )
+    cosines = queries["id"].map(nearest.set_index("query")["cosine"]).to_numpy(dtype=np.float64)
+    found = []
+    for least in LOOKALIKE:
+        alike = cosines >= least
+        found.append(Lookalikes(least, int(alike.sum()), score_part(laid, ~alike), interval.low, interval.high))
+    return found
+
+
+def likest_pairs(nearest: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `nearest` (query, neighbour, cosine), the likest first, two that are each other's nearest once."""
+    ordered = nearest.sort_values("cosine", ascending=False, kind="stable", ignore_index=True)
+    pairs = pd.Series([frozenset(pair) for pair in zip(ordered["query"], ordered["neighbour"], strict=True)])
+    return ordered[~pairs.duplicated()]

@@ -7,13 +7,12 @@ touches the disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
@@ -26,7 +25,7 @@ from engine.core.gap import (
     score_queries,
 )
 from stacking.evaluate import Entry, Kind
-from stacking.scoring import lay_answers
+from stacking.scoring import lay_answers, score_part
 
 SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
 
@@ -121,7 +120,7 @@ def score_by_size(entries: Sequence[Entry], queries: pd.DataFrame, config: Valid
     for band, name in enumerate(_band_names()):
         inside = place == band
         if inside.any():
-            gaps = {entry: _score_part(scored, inside) for entry, scored in aligned.items()}
+            gaps = {entry: score_part(scored, inside) for entry, scored in aligned.items()}
             counts = int(inside.sum()), int((inside & shown).sum())
             bands.append(SizeBand(shorter_side=name, queries=counts[0], landmarks=counts[1], gaps=gaps))
     return bands
@@ -130,11 +129,6 @@ def score_by_size(entries: Sequence[Entry], queries: pd.DataFrame, config: Valid
 def _band_names() -> list[str]:
     between = [f"{low} to {high - 1} px" for low, high in pairwise(SIZE_BOUNDS)]
     return [f"under {SIZE_BOUNDS[0]} px", *between, f"{SIZE_BOUNDS[-1]} px or more"]
-
-
-def _score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | None:
-    part = ScoredQueries(**{each.name: getattr(queries, each.name)[inside] for each in fields(queries)})
-    return score_queries(part) if part.has_landmark.any() else None
 
 
 def score_tail(entries: Sequence[Entry], queries: pd.DataFrame, class_sizes: pd.DataFrame) -> list[TailBand]:

@@ -6,12 +6,15 @@ Nothing here touches the disk.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
-from engine.core.gap import FloatArray, ScoredQueries, align, prevalence_weights
+from engine.core.gap import FloatArray, ScoredQueries, align, prevalence_weights, score_queries
 from stacking.answers import pick_answers
 from stacking.baselines import Fit
 from stacking.evaluate import cross_predict
@@ -54,6 +57,12 @@ def weigh_queries(queries: pd.DataFrame, config: ValidationConfig) -> FloatArray
             )
         weights[~shows] *= np.where(unseen, config.unseen / unseen.mean(), (1 - config.unseen) / (1 - unseen.mean()))
     return weights
+
+
+def score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | None:
+    """The GAP of some queries [Q] alone, 0..1; None where none of them shows a landmark."""
+    part = ScoredQueries(**{each.name: getattr(queries, each.name)[inside] for each in fields(queries)})
+    return score_queries(part) if part.has_landmark.any() else None
 
 
 def score_fit(rows: pd.DataFrame, queries: pd.DataFrame, fit: Fit, config: ValidationConfig) -> ScoredQueries:

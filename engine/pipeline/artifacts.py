@@ -4,6 +4,7 @@ from __future__ import annotations
 
 STACK = "engine stack --oof"
 STACK_VERSION = 13  # of what the stack writes; raised when a change of code changes results
+STUDY_VERSION = 2  # likewise of its studies
 ANSWERS_OOF = "stack/answers.oof.parquet"  # the stack's to the training photos, by stacks that never saw their fold
 METHODS_OOF = "stack/methods.oof.parquet"  # likewise of every method it chose among
 PRESENCE_OOF = "stack/presence.oof.parquet"  # P(the photo shows a landmark that its models know), likewise

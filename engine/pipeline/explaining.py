@@ -20,7 +20,7 @@ from engine.pipeline.photos import SPLITS, load_tables
 from engine.pipeline.request import RunRequest, find_data, member_recipes, resolve_config
 from stacking.explain import Explanation, explain_answer
 from stacking.stacker import load_stacker
-from zoo.neighbours import Neighbour, draw_neighbours, nearest_photos, stored_embeddings
+from zoo.neighbours import Neighbour, draw_neighbours, find_embeddings, nearest_photos
 from zoo.photo_set import PhotoSet
 
 NEIGHBOURS = 6  # photos: with the query as many as a screen shows side by side
@@ -123,8 +123,5 @@ def _find_neighbours(
     frozen = {recipe.name: recipe for recipe in member_recipes(config) if recipe.backbone.frozen}
     if member is not None and member not in frozen:
         raise ConfigError(f"no frozen member is called '{member}' — {did_you_mean(member, frozen)}")
-    for name in frozen if member is None else [member]:
-        embeddings = stored_embeddings(run, frozen[name], photos)
-        if embeddings is not None:
-            return name, nearest_photos(photos, embeddings, row, NEIGHBOURS)
-    return None, []
+    found = find_embeddings(run, frozen.values() if member is None else [frozen[member]], photos)
+    return (None, []) if found is None else (found[0], nearest_photos(photos, found[1], row, NEIGHBOURS))

@@ -25,11 +25,12 @@ from engine.pipeline.artifacts import (
     STACK_VERSION,
     STACKER,
     STUDIES,
+    STUDY_VERSION,
 )
 from engine.pipeline.correction import load_calibrated, load_presence, share_to_correct_to
 from engine.pipeline.evidence import Evidence, load_evidence
-from engine.pipeline.photos import load_tables
-from engine.pipeline.request import RunRequest, resolve_config
+from engine.pipeline.photos import load_photos, load_tables
+from engine.pipeline.request import RunRequest, member_recipes, resolve_config
 
 if TYPE_CHECKING:
     from stacking.baselines import Fit, Predict
@@ -40,6 +41,7 @@ WEIGHTS = "weights.safetensors"
 COMPARED: tuple[Kind, ...] = ("member", "baseline", "method")  # the best of each; the rest stands in the table pairs
 COSTLIEST = 50  # queries that the leaderboard keeps: a few screens
 REPEATS = 5  # permutations of each group of features
+LIKEST = 10  # pairs of photos that look alike across folds, to be looked at
 
 
 def make_leaderboard(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> None:
@@ -210,7 +212,8 @@ def study(request: RunRequest, name: str, progress: Progress) -> dict[str, Any]:
         evidence = load_evidence(run, config, "oof")
         settings = flatten(config.stack, "stack") | flatten(config.validation, "validation")
         inputs = evidence.inputs | settings | {
-            "seed": config.seed, "version": STACK_VERSION, "stacker": run.hash_of(STACKER, made_by=STACK),
+            "seed": config.seed, "version": STACK_VERSION, "study": STUDY_VERSION,
+            "stacker": run.hash_of(STACKER, made_by=STACK),
         }  # fmt: skip
         if not run.is_fresh(STUDIES[name], inputs):
             write_json(run.path(STUDIES[name]), _MAKERS[name](run, config, evidence, progress))
@@ -253,10 +256,11 @@ def _study_importance(run: Run, config: EngineConfig, evidence: Evidence, progre
 
 
 def _study_checks(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> dict[str, Any]:
-    """Shuffled labels have to teach nothing, and no picture may stand on both sides of a fold."""
+    """Whether shuffled labels teach nothing, duplicates stay in one fold, and photos that look alike decide nothing."""
     from stacking.honesty import leaks, shuffled_gap
 
     learn, rng = _linear_fit(config, evidence), np.random.default_rng(config.seed)
+    lookalikes = _study_lookalikes(run, config, evidence, progress)
     with progress.task("study of checks", evidence.queries["fold"].nunique(), "fold") as advance:
 
         def fit(rows: pd.DataFrame, right: NDArray[np.bool_]) -> Predict:
@@ -264,7 +268,29 @@ def _study_checks(run: Run, config: EngineConfig, evidence: Evidence, progress: 
             return learn(rows, right)
 
         shuffled = shuffled_gap(evidence.rows(config.stack), evidence.queries, fit, rng, config.validation)
-    return {"leaks": asdict(leaks(*load_tables(run))), "shuffled": asdict(shuffled) | {"chance?": shuffled.is_chance}}
+    found = {"leaks": asdict(leaks(*load_tables(run))), "shuffled": asdict(shuffled) | {"chance?": shuffled.is_chance}}
+    return found | lookalikes
+
+
+def _study_lookalikes(run: Run, config: EngineConfig, evidence: Evidence, progress: Progress) -> dict[str, Any]:
+    """What the stack's GAP owes to photos that look almost like one beyond their fold, and the likest of them."""
+    from stacking.honesty import find_lookalikes, likest_pairs
+    from zoo.neighbours import find_embeddings, nearest_across_folds
+
+    photos = load_photos(run)
+    stored = find_embeddings(run, member_recipes(config), photos)
+    if stored is None:
+        return {"near_by": None, "lookalikes": [], "likest": []}
+    near_by, embeddings = stored
+    with progress.task(f"nearest photos by {near_by}", photos.fold_count, "fold") as advance:
+        nearest = nearest_across_folds(photos, embeddings, threads=config.cores, advance=advance)
+    answers = run.load_table(ANSWERS_OOF, ANSWERS, made_by=STACK)
+    found = find_lookalikes(nearest, answers, evidence.queries, config.validation, seed=config.seed)
+    return {
+        "near_by": near_by,
+        "lookalikes": [asdict(each) | {"slight?": each.are_slight} for each in found],
+        "likest": likest_pairs(nearest).head(LIKEST).to_dict("records"),
+    }
 
 
 def _linear_fit(config: EngineConfig, evidence: Evidence) -> Fit:

@@ -285,6 +285,21 @@ def test_members_gate_and_honesty_are_studied(studied, here):
     checks, printed = _table(here, studied[0], "checks")
     assert checks["leaks"]["queries"] == 0
     assert printed.splitlines()[2].endswith("ok")
+    assert checks["near_by"] == "tiny-frozen"
+    counts = [each["photos"] for each in checks["lookalikes"]]
+    assert counts == sorted(counts)
+    likest = checks["likest"][0]
+    near = json.loads(here("explain", likest["query"], "--run", studied[0], "--json").out)["near"][0]
+    assert (near["id"], round(near["cosine"], 3)) == (likest["neighbour"], round(likest["cosine"], 3))
+    assert f"{likest['query']} beside {likest['neighbour']} ({near['cosine']:.3f})" in printed
+
+
+def test_lookalikes_are_not_searched_for_without_embeddings(run, here):
+    for name in Run(run).names("embeddings/"):
+        Run(run).forget(name)
+    said = here("leaderboard", "--run", run, "--table", "checks")
+    assert said.code == 0
+    assert "no frozen member's embeddings are in the run" in said.out
 
 
 @pytest.mark.parametrize(

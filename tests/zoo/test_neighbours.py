@@ -6,7 +6,13 @@ import torch
 
 import zoo.embedding
 from zoo.members import embeddings_of
-from zoo.neighbours import draw_neighbours, nearest_photos, stored_embeddings
+from zoo.neighbours import (
+    draw_neighbours,
+    find_embeddings,
+    nearest_across_folds,
+    nearest_photos,
+    stored_embeddings,
+)
 from zoo.photo_heads import NeighbourHead
 from zoo.recipe import HeadConfig
 
@@ -65,6 +71,21 @@ def test_a_training_photo_has_neighbours_of_other_folds_alone_and_a_test_photo_o
         assert {folds[each.id] for each in found} == expected
         assert len(found) == sum(fold in expected for fold in photos.folds)
         assert [each.cosine for each in found] == sorted((each.cosine for each in found), reverse=True)
+
+
+def test_each_training_photo_has_its_nearest_of_the_other_folds(photos, embeddings):
+    found = nearest_across_folds(photos, embeddings, threads=1, advance=lambda _done, _note: None)
+    assert sorted(found["query"]) == sorted(photos.ids[photos.folds >= 0])
+    for each in found.itertuples():
+        [nearest] = nearest_photos(photos, embeddings, _row(photos, each.query), 1)
+        assert (each.neighbour, each.cosine) == (nearest.id, pytest.approx(nearest.cosine, abs=1e-6))
+
+
+def test_embeddings_are_those_of_the_first_recipe_that_has_them(context, frozen, scratch, photos, embeddings):
+    name, found = find_embeddings(context.run, [scratch, frozen], photos)
+    assert name == frozen.name
+    assert np.array_equal(found, embeddings)
+    assert find_embeddings(context.run, [scratch], photos) is None
 
 
 def test_neighbours_tell_their_landmark_or_none_and_where_they_lie(photos, embeddings):
