@@ -14,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
-from engine.core.gap import bootstrap_gap, score_queries
+from engine.core.gap import score_queries
 from stacking.answers import pick_answers
 from stacking.baselines import Fit
-from stacking.scoring import lay_answers, score_fit, score_part
+from stacking.scoring import draw_interval, lay_answers, score_fit, score_part
 
 DRAWS: Final = 100  # of chance: its mean is known to a tenth of its spread
 TOLERANCE: Final = 4.0  # spreads above chance that are still chance; of 50 honest stacks the highest had 2.4
@@ -141,9 +141,7 @@ def find_lookalikes(
         seed: of the resamples.
     """
     laid = lay_answers(answers, queries, config)
-    interval = bootstrap_gap(
-        laid, resamples=config.bootstrap, level=config.confidence_level, rng=np.random.default_rng(seed)
-    )
+    interval = draw_interval(laid, config, seed)
     cosines = queries["id"].map(nearest.set_index("query")["cosine"]).to_numpy(dtype=np.float64)
     found = []
     for least in LOOKALIKE:

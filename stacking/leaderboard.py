@@ -21,11 +21,10 @@ from engine.core.gap import (
     ScoredQueries,
     align,
     bootstrap_difference,
-    bootstrap_gap,
     score_queries,
 )
 from stacking.evaluate import Entry, Kind
-from stacking.scoring import lay_answers, score_part
+from stacking.scoring import draw_interval, lay_answers, score_part
 
 SIZE_BOUNDS = (64, 128, 256)  # pixels: thumbnails, what a small network sees, what a large one sees
 
@@ -186,9 +185,7 @@ def compare_stack(
 
 
 def _score_entry(entry: Entry, queries: ScoredQueries, config: ValidationConfig, seed: int) -> LeaderboardRow:
-    interval = bootstrap_gap(
-        queries, resamples=config.bootstrap, level=config.confidence_level, rng=np.random.default_rng(seed)
-    )
+    interval = draw_interval(queries, config, seed)
     return {
         "name": entry.name,
         "kind": entry.kind,

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from engine.core.config import ValidationConfig
 from engine.core.errors import DataError
-from engine.core.gap import FloatArray, ScoredQueries, align, prevalence_weights, score_queries
+from engine.core.gap import (
+    FloatArray,
+    Interval,
+    ScoredQueries,
+    align,
+    bootstrap_gap,
+    prevalence_weights,
+    score_queries,
+)
 from stacking.answers import pick_answers
 from stacking.baselines import Fit
 from stacking.evaluate import cross_predict
@@ -63,6 +71,16 @@ def score_part(queries: ScoredQueries, inside: NDArray[np.bool_]) -> float | Non
     """The GAP of some queries [Q] alone, 0..1; None where none of them shows a landmark."""
     part = ScoredQueries(**{each.name: getattr(queries, each.name)[inside] for each in fields(queries)})
     return score_queries(part) if part.has_landmark.any() else None
+
+
+def draw_interval(queries: ScoredQueries, config: ValidationConfig, seed: int) -> Interval:
+    """The bootstrap interval of the queries' GAP; of one seed all answers are scored on the same resamples.
+
+    Raises:
+        DataError: when no query shows a landmark.
+    """
+    rng = np.random.default_rng(seed)
+    return bootstrap_gap(queries, resamples=config.bootstrap, level=config.confidence_level, rng=rng)
 
 
 def score_fit(rows: pd.DataFrame, queries: pd.DataFrame, fit: Fit, config: ValidationConfig) -> ScoredQueries:
