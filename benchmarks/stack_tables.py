@@ -15,6 +15,8 @@ from typing import Any
 
 from zoo_members import ask, print_rows, run
 
+from engine.boards import TABLES
+
 PREVALENCE = 0.45  # about as in the test set of landmarks-mini
 Cells = tuple[str, ...]
 
@@ -99,28 +101,8 @@ def print_studies(place: Cells) -> None:
     importance = ask("leaderboard", *place, "--table", "importance")
     lost = ((r["name"], str(r["features"]), f"{r['loss']:+.4f}", f"{r['spread']:.4f}") for r in importance["lost"])
     print_table("Permuted", ("features of", "how many", "GAP lost", "spread"), lost)
-    checks = ask("leaderboard", *place, "--table", "checks")
-    shuffled = checks["shuffled"]
-    print_table(
-        "Checks",
-        ("check", "found", "wanted"),
-        (
-            ("duplicates in several folds", str(checks["leaks"]["queries"]), "0"),
-            (
-                "GAP on shuffled labels",
-                f"{shuffled['gap']:.4f}",
-                f"{shuffled['chance']:.4f} +- {shuffled['spread']:.4f}",
-            ),
-            *(
-                (
-                    f"GAP without {each['photos']} photos like one in another fold, cosine >= {each['cosine']}",
-                    f"{each['gap']:.4f}",
-                    f"{each['low']:.4f} .. {each['high']:.4f}",
-                )
-                for each in checks["lookalikes"]
-            ),
-        ),
-    )
+    _, columns, rows = TABLES["checks"](ask("leaderboard", *place, "--table", "checks"))
+    print_table("Checks", tuple(columns), rows)
 
 
 if __name__ == "__main__":
