@@ -47,7 +47,7 @@ from zoo.photo_heads import NEIGHBOURS_VERSION, NeighbourHead, PhotoHead
 from zoo.photo_set import PARTS, Part, lesson_of
 from zoo.photos import Photos
 from zoo.processes import Worker, run_in_processes
-from zoo.recipe import HeadConfig, LocalConfig, Recipe
+from zoo.recipe import PHOTO_HEADS, HeadConfig, InputConfig, LocalConfig, Recipe
 from zoo.sources import EmbeddingSource, PhotoSource, Rows, Source
 from zoo.training import Session, TrainingSet, train
 from zoo.verification import VERSION as VERIFICATION
@@ -142,11 +142,10 @@ class Member:
 
     def inputs(self, fold: int) -> dict[str, Any]:
         """What a fold's weights are made from."""
-        weighed = self.recipe.model_copy(update={"local": None})  # what a verifier adds comes after the weights
-        made_from = flatten(weighed) | weights_content(weighed.backbone)
+        made_from = flatten(_as_trained(self.recipe)) | weights_content(self.recipe.backbone)
         for key in ("summary", "candidates", "train.checkpoint_seconds"):
             made_from.pop(key)
-        if weighed.head.kind == "neighbours":
+        if self.recipe.head.kind == "neighbours":
             made_from["neighbours version"] = NEIGHBOURS_VERSION
         return made_from | {
             "seed": self.context.seed,
@@ -409,12 +408,15 @@ class Member:
     def _score_inputs(self, fold: int, rows: Rows) -> dict[str, Any]:
         photos, local = self.context.photos, self.recipe.local
         verified = flatten(local, "local") | {"seed": self.context.seed, "verification": VERIFICATION} if local else {}
-        return verified | {
+        usual = flatten(_as_trained(self.recipe).input, "input")
+        looked = {key: value for key, value in flatten(self.recipe.input, "input").items() if value != usual.get(key)}
+        made_from = {
             "weights": self.context.run.hash_of(weights_of(self.recipe, fold), made_by=TRAIN_ZOO),
             "candidates": self.recipe.candidates,
             "photos": sha256_json([[photos.ids[row], photos.hashes[row]] for row in rows]),
             "version": SCORES_VERSION,
         }
+        return made_from | verified | looked
 
     def _scores_of(self, fold: int, part: Part) -> tuple[str, str]:
         """The names of a fold's candidates and query features in the run."""
@@ -428,6 +430,15 @@ def _train_share(
     """What each of several processes does for a fold."""
     context = make_context(worker.accelerator, worker.progress, worker.stop)
     Member(context, recipe).train(fold, inputs)
+
+
+def _as_trained(recipe: Recipe) -> Recipe:
+    """A recipe with the defaults of what comes after its weights: the verifier, and views that they never saw."""
+    changes: dict[str, Any] = {"local": None}
+    if not recipe.backbone.frozen and recipe.head.kind not in PHOTO_HEADS:
+        usual = InputConfig()
+        changes["input"] = recipe.input.model_copy(update={"views": usual.views, "merge": usual.merge})
+    return recipe.model_copy(update=changes)
 
 
 def _without_weights(recipe: Recipe) -> Recipe:

@@ -158,6 +158,15 @@ class NeighbourHead(PhotoHead):
             told["support_none_cosine"] = self.get_buffer("none_cosine")[nearest[..., 0]].where(sizes > 0, 0)
         return told
 
+    def nearest_cosines(self, compared: Compared) -> Tensor:
+        """The cosine of each class's nearest photo, float32 [B, C]; 0 for 'none of them', whose photos are unlike."""
+        targets, products = self.get_buffer("targets"), compared.products
+        cosine = products.new_zeros(len(products), self.classes)
+        cosine = cosine.scatter_reduce(1, targets.expand_as(products), products, "amax", include_self=False)
+        if self.none_class is not None:
+            cosine[:, self.none_class] = 0
+        return cosine
+
     def nearest(self, compared: Compared, count: int) -> Tensor:
         """Positions of the nearest photos as given to `fill`, nearest first, int64 [B, min(count, N)].
 

@@ -36,6 +36,7 @@ VIEW_GROUPS = {"five-crop": CROPS, "ten-crop": (*CROPS, *MIRRORED_CROPS), "scale
 VIEWS = (*SINGLE_VIEWS, *VIEW_GROUPS)  # what a recipe may name
 OWN_POOLINGS = frozenset({"gem", "flat", "attention"})  # those that timm does not have
 LEARNED_POOLINGS = frozenset({"gem", "attention"})
+PHOTO_HEADS = frozenset({"neighbours", "prototypes"})  # those that keep training photos as they were looked at
 
 
 class BackboneConfig(Section):
@@ -67,7 +68,8 @@ class InputConfig(Section):
 
     size: int = Field(224, ge=16, le=2048)  # pixels, square
     fit: Literal["stretch", "crop"] = "stretch"  # stretch keeps the whole photo, crop keeps its aspect ratio
-    # test-time views: plain, flip, five-crop, ten-crop, scales, or single ones of zoo.views
+    # test-time views: plain, flip, five-crop, ten-crop, scales, or single ones of zoo.views; with a learned head on
+    # photos they come after the weights, so that other ones train nothing anew
     views: tuple[str, ...] = Field(("plain", "flip"), min_length=1)
     merge: Literal["embeddings"] | None = None  # what is averaged over the views; None: their logits
 
@@ -184,6 +186,8 @@ class LocalConfig(Section):
     minimum: int = Field(8, ge=3)  # inliers that count; 1 % of the pairs of different landmarks have as many
     candidates: int = Field(20, ge=1)  # nearest training photos verified per query: about 0.03 s
     weight: float = Field(1.0, ge=0)  # of the evidence; at 1 a photo's inliers multiply its landmark's odds by 1 + n
+    # of the cosine to a landmark's nearest photo, which joins the logit too; None: a head that is learned goes without
+    cosine_weight: float | None = Field(None, ge=0)
 
     @model_serializer(mode="wrap")
     def _sift_is_not_told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -214,7 +218,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _mixes_what_has_classes(self) -> Recipe:
-        if self.head.kind in {"neighbours", "prototypes"} and (self.train.mixup or self.train.cutmix):
+        if self.head.kind in PHOTO_HEADS and (self.train.mixup or self.train.cutmix):
             raise ValueError("train.mixup and train.cutmix mix classes, and a triplet has none")
         return self
 

@@ -163,6 +163,8 @@ class Verifier:
         Returns:
             Logits float32 [B, C], and what tells of candidates: the head's evidence, and `inliers` by `most_inliers`.
         """
+        if self.config.cosine_weight is not None:
+            logits = logits + self.config.cosine_weight * head.nearest_cosines(compared)
         nearest = head.nearest(compared, self.config.candidates)  # [B, V]
         classes = head.get_buffer("targets")[nearest]
         pairs = zip(queries.tolist(), indexed[nearest.cpu().numpy()].tolist(), strict=True)

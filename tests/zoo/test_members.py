@@ -262,6 +262,30 @@ def test_fewer_candidates_are_taken_from_the_models_there_are(copy, photos, froz
         assert set(read_table(copy / f"scores/tiny-frozen.{part}.parquet", CANDIDATES)["rank"]) == {1}
 
 
+@pytest.mark.parametrize("changed", [{"views": ("plain",)}, {"views": ("flip", "scales"), "merge": "embeddings"}])
+def test_other_views_are_looked_at_by_the_models_there_are(copy, photos, scratch, make_context, changed):
+    def scores():
+        return [path.read_bytes() for path in sorted(copy.glob(f"scores/{scratch.name}.*"))]
+
+    weights, before = _weights(copy, scratch.name), scores()
+    other = scratch.model_copy(update={"input": scratch.input.model_copy(update=changed)})
+    run_member(make_context(copy, photos), other)
+    assert _weights(copy, scratch.name) == weights
+    assert len(before) == 4
+    assert all(new != old for new, old in zip(scores(), before, strict=True))
+    run_member(make_context(copy, photos), scratch)
+    assert scores() == before
+
+
+@pytest.mark.parametrize("head", ["neighbours", "prototypes"])
+def test_a_head_that_keeps_photos_as_they_were_looked_at_takes_them_in_anew(tmp_path, photos, make_context, head):
+    settings = {"head.kind": head, "train.epochs": 1}
+    run_member(make_context(tmp_path, photos), load_recipe("tiny-scratch", settings))
+    other = load_recipe("tiny-scratch", settings | {"input.views": ["plain"]})
+    with pytest.raises(ArtifactError, match=r"input\.views"):
+        run_member(make_context(tmp_path, photos), other)
+
+
 @pytest.mark.faults
 def test_a_flipped_bit_in_weights_is_noticed_and_mended(copy, finished, photos, recipe, make_context):
     name = WEIGHTS.format(recipe.name, 1)

@@ -91,7 +91,7 @@ def test_sift_is_told_of_as_before_there_was_another_kind():
 
 
 def test_all_that_delf_depends_on_is_told():
-    told = flatten(LocalConfig(kind="delf", scales=(1.0, 2.0)))
+    told = flatten(LocalConfig(kind="delf", scales=(1.0, 2.0), cosine_weight=4.0))
     assert (told["kind"], told["scales"]) == ("delf", [1.0, 2.0])
     assert told.keys() == LocalConfig.model_fields.keys()
 

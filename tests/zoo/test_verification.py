@@ -194,6 +194,23 @@ def test_inliers_are_those_of_the_candidates_best_verified_photo(tmp_path, drawn
     assert refined.gather(1, torch.from_numpy(classes)).argmax(dim=1).tolist() == expected.argmax(axis=1).tolist()
 
 
+def test_the_nearest_photo_of_a_landmark_joins_its_logit(tmp_path, drawn):
+    head = NeighbourHead(3, 3, 4, HeadConfig(kind="neighbours"), none_class=2)
+    head.fill(torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]), torch.tensor([0, 0, 1, 2]))
+    compared = head.compare(torch.tensor([[1.0, 0.2, 0], [0.1, 0.1, 1]]))
+    expected = np.zeros((2, 3), np.float32)
+    for row, cosine in enumerate(compared.products.tolist()):
+        expected[row, :2] = max(cosine[:2]), cosine[2]
+    np.testing.assert_array_equal(head.nearest_cosines(compared), expected)
+
+    verifier = Verifier(_describe(Run(tmp_path, create=True), drawn), LOCAL, 0, torch.device("cpu"))
+    logits, asked = torch.tensor([[0.0, 1, 2], [2, 1, 0]]), (head, np.arange(4), np.array([4, 5]), compared)
+    without, _ = verifier.rerank_batch(*asked, logits)
+    config = LOCAL.model_copy(update={"cosine_weight": 3.0})
+    with_it, _ = dataclasses.replace(verifier, config=config).rerank_batch(*asked, logits)
+    np.testing.assert_allclose((with_it - without).numpy(), 3 * expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["linear", "neighbours", "prototypes"])
 def test_a_verified_member_tells_its_neighbours_and_inliers_of_each_candidate(context, recipe, kind):
     run_member(context, recipe.model_copy(update={"head": recipe.head.model_copy(update={"kind": kind})}))
