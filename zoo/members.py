@@ -267,7 +267,7 @@ class Member:
         rows, known = photos.rows_of("oof", fold), set(photos.known_landmarks(fold))
         if not known.intersection(photos.landmarks[rows]):
             return math.nan  # nothing that could be right, as in a very small fold
-        best = self.predict(self._fill(model, fold), fold, rows, keep=1)
+        best = self.predict(self._fill(model, fold), fold, rows, keep=1, source=self.source.in_one_view())
         truth = pd.DataFrame(
             {
                 "id": photos.ids[rows],
@@ -276,12 +276,15 @@ class Member:
         )
         return score_answers(answers_of(self.tabulate(best, fold, rows)), truth)
 
-    def predict(self, model: Network, fold: int, rows: Rows, *, keep: int, refine: Refine | None = None) -> Predictions:
-        """The best landmarks of some photos by a fold's model, in the recipe's views."""
+    def predict(
+        self, model: Network, fold: int, rows: Rows, *,
+        keep: int, refine: Refine | None = None, source: Source | None = None,
+    ) -> Predictions:  # fmt: skip
+        """The best landmarks of some photos by a fold's model, in the recipe's views or in those of another source."""
         if self.recipe.input.merge == "embeddings":
             refine = by_mean_embedding(model.head, refine)
         return predict(
-            model, self.source, rows,
+            model, source or self.source, rows,
             landmarks=len(self.lesson(fold).landmarks), keep=keep,
             accelerator=self.context.accelerator, mixed=self.scores_mixed, refine=refine,
         )  # fmt: skip

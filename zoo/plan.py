@@ -214,16 +214,17 @@ class _Trial(Member):
             width = len(model.head.get_buffer("centre"))
             model.head.fill(torch.randn(len(targets), width, device=self.device), targets)
         each = _seconds(lambda: self.predict(model, left[0], rows, keep=self.recipe.candidates)) / len(rows)
+        passes = len(expand_views(self.recipe.input.views))
         seconds = 0.0
         for fold in left:
             queries = {part: len(context.photos.rows_of(part, fold)) for part in PARTS}
             taken_in = len(self.lesson(fold).rows) if isinstance(model.head, PhotoHead) else 0
-            photos, asked = 0, sum(queries.values())
+            photos, asked = 0.0, sum(queries.values())
             if self.is_trained(fold):
                 asked = sum(count for part, count in queries.items() if not self.is_scored(fold, part))
             else:
                 epochs = math.ceil(self.recipe.train.epochs) if validates else 0
-                photos = epochs * (queries["oof"] + taken_in) + taken_in
+                photos = epochs * (queries["oof"] / passes + taken_in) + taken_in
             if self.recipe.local is not None:
                 photos += 0 if taken_in else len(self.lesson(fold).rows)
             seconds += asked * verifying + (photos + asked) * each

@@ -6,7 +6,7 @@ Training and prediction know only this interface, so a frozen and a fine-tuned m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,9 @@ class Source(Protocol):
 
     def view_batches(self, rows: Rows, *, batch_size: int) -> Iterator[list[Tensor]]:
         """For each batch in the order of `rows`, its test-time views."""
+
+    def in_one_view(self) -> Source:
+        """The same in the first of its views only, which takes a fraction of the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,10 @@ class PhotoSource:
         for batch in self._batches(rows, batch_size):
             yield [view_batch(batch, view) for view in views]
 
+    def in_one_view(self) -> PhotoSource:
+        """The same photos, not decoded again."""
+        return replace(self, views=expand_views(self.views)[:1])
+
 
 def _resized(batch: Tensor, size: int | None) -> Tensor:
     """uint8 [B, 3, H, W] -> uint8 [B, 3, size, size], smoothed where it shrinks; as it is when no size is asked."""
@@ -118,3 +125,7 @@ class EmbeddingSource:
         for start in range(0, len(rows), batch_size):
             batch = self.embeddings[rows[start : start + batch_size]].astype(np.float32)  # [B, V, D]
             yield [torch.from_numpy(batch[:, view]).to(self.device) for view in range(batch.shape[1])]
+
+    def in_one_view(self) -> EmbeddingSource:
+        """The same embeddings, not copied."""
+        return replace(self, embeddings=self.embeddings[:, :1])

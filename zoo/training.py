@@ -51,7 +51,8 @@ class TrainingSet:
         source: gives batches of rows.
         rows: the training photos, [N].
         targets: the class of each row, int [N].
-        validate: the GAP of a model on the fold that is held out; NaN where it shows no landmark that training knows.
+        validate: the GAP of a model on the fold that is held out, in one view; NaN where it shows no landmark that
+            training knows.
     """
 
     source: Source

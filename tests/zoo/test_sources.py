@@ -62,6 +62,12 @@ def test_views_are_the_same_whatever_the_batch(source):
     assert torch.equal(stacked(2), stacked(7))
 
 
+def test_one_view_is_the_first(source):
+    ones, all_of_them = (list(each.view_batches(ROWS, batch_size=3)) for each in (source.in_one_view(), source))
+    assert [len(views) for views in ones] == [1, 1, 1]
+    assert all(torch.equal(one, views[0]) for (one,), views in zip(ones, all_of_them, strict=True))
+
+
 # ---- embeddings
 
 
