@@ -42,7 +42,7 @@ PACKAGES: Mapping[str, tuple[str, str, str]] = {
     )
     for i in range(3)
 }
-HUB_TIMEOUT = 3.0  # seconds: an offline machine may keep a user waiting for five in all, two of them of other work
+HUB_TIMEOUT = 3.0  # seconds, of the five that an offline machine may keep a user waiting once the hub is asked
 HUB_PREFIXES = ("hf-hub", "hf_hub")  # of a name that is a repository of the hub: hf-hub:owner/name@revision
 PREFIXES = (*HUB_PREFIXES, "local-dir")  # of names that are not timm's own
 
